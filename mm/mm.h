@@ -1,0 +1,122 @@
+/*
+ * mm/: a VM's memory.  ram.c owns the only mapping of guest memory; host.c is
+ * the table of system calls the engine makes, so that tests can make any of
+ * them fail; balloon/ turns page numbers the guest gave back into few madvise
+ * calls.
+ *
+ * Threads: ram_at() and the other const lookups from any thread, lock-free,
+ * since the map is fixed at create.  ram_discard() from the loop thread.
+ *
+ * Lock order (whole process): a virtio_dev's lock, then the PCI/MSI-X lock,
+ * then the console lock.  mm/ takes no lock.
+ *
+ * Invariants:
+ *  I1  Every translation of a guest address goes through ram_at(), with its
+ *      length; nothing outside guest RAM is ever returned.
+ *  I2  Memory is only ever discarded in whole 4 KiB pages inside one slot.
+ *  I3  A discarded page reads as zeroes when the guest touches it again.
+ */
+#ifndef BRIM_MM_H
+#define BRIM_MM_H
+
+#include <sys/uio.h>
+
+#include "stats/stats.h"
+
+#define PAGE_SHIFT 12
+#define PAGE_BYTES ((uint64_t)1 << PAGE_SHIFT)
+#define HUGE_BYTES ((uint64_t)2 << 20)
+
+#define RAM_MIN_BYTES (64 * MiB)
+#define RAM_MAX_BYTES (1 * TiB)
+
+/* Guest physical: the hole below 4 GiB where PCI, IOAPIC and local APICs are. */
+#define RAM_HOLE_START ((uint64_t)0xC0000000) /* 3 GiB */
+#define RAM_HOLE_END ((uint64_t)0x100000000)  /* 4 GiB */
+
+/* One-member structs, so that the compiler keeps the two apart. */
+typedef struct { uint64_t v; } gpa_t; /* guest physical address, bytes */
+typedef struct { uint64_t v; } gfn_t; /* guest frame number, 4 KiB pages */
+
+static inline gpa_t gpa(uint64_t v) { return (gpa_t){ v }; }
+static inline gfn_t gfn(uint64_t v) { return (gfn_t){ v }; }
+static inline gpa_t gpa_of(gfn_t g) { return (gpa_t){ g.v << PAGE_SHIFT }; }
+
+/* ---- host.c: the system calls of the engine ---------------------------- */
+
+struct mm_host {
+	void *(*mmap)(void *addr, size_t len, int prot, int flags, int fd, int64_t off);
+	int (*munmap)(void *addr, size_t len);
+	int (*madvise)(void *addr, size_t len, int advice);
+	/* n ranges of this process in one call (process_madvise). Bytes advised
+	 * from the first range on, or -1. NULL: there is no such call. */
+	int64_t (*madvise_many)(const struct iovec *ranges, size_t n, int advice);
+};
+extern const struct mm_host mm_host_linux;
+
+/* ---- ram.c ------------------------------------------------------------- */
+
+enum ram_huge {
+	RAM_HUGE_AUTO,   /* huge pages where something dense is loaded, small elsewhere */
+	RAM_HUGE_ALWAYS, /* huge pages everywhere: faster, costs untouched memory */
+	RAM_HUGE_NEVER,
+};
+
+struct ram_config {
+	uint64_t size_bytes; /* RAM_MIN_BYTES..RAM_MAX_BYTES, multiple of 2 MiB */
+	enum ram_huge huge;
+	const struct mm_host *host; /* NULL: mm_host_linux */
+};
+
+/* One piece of guest physical memory that is contiguous on both sides. */
+struct ram_slot {
+	gpa_t base;
+	uint64_t size_bytes;
+	uint8_t *hva;
+};
+
+struct ram;
+
+/* Errors: -EINVAL for a size outside the limits or not a multiple of 2 MiB,
+ * -ENOMEM where the address space does not fit.  Costs no memory until touched. */
+int ram_create(struct ram **out, const struct ram_config *cfg, struct err *e);
+void ram_destroy(struct ram **ram);
+
+uint64_t ram_size_bytes(const struct ram *ram);
+/* 1 or 2 slots, in rising guest address order. */
+unsigned ram_slot_count(const struct ram *ram);
+const struct ram_slot *ram_slot(const struct ram *ram, unsigned i);
+
+/* The host address of [addr, addr + len_bytes), or NULL (and a count of
+ * ram_bad_gpa) unless all of it lies in one slot.  len_bytes 0 is refused. */
+void *ram_at(const struct ram *ram, gpa_t addr, uint64_t len_bytes);
+
+/* Frame number to a dense index 0..size/4096-1 (no hole), for bitmaps.
+ * Returns false when the frame is not RAM. */
+bool ram_index_of(const struct ram *ram, gfn_t frame, uint64_t *index);
+/* The other way; `index` must be in range. */
+gfn_t ram_gfn_at(const struct ram *ram, uint64_t index);
+
+/* Gives the memory of [addr, addr+len) back to the host (MADV_DONTNEED). Whole
+ * pages, inside one slot, else -EINVAL; else 0 or the errno of madvise. */
+int ram_discard(const struct ram *ram, gpa_t addr, uint64_t len_bytes);
+
+struct ram_range {
+	gpa_t addr;
+	uint64_t len_bytes;
+};
+
+/* As ram_discard() for the first of n ranges that do not overlap, as many as one
+ * system call takes.  Returns how many were given back whole, at least 1, or
+ * -errno when the first was not; -ENOSYS where the host has no such call. */
+int ram_discard_many(const struct ram *ram, const struct ram_range *ranges, size_t n);
+
+/* Asks for huge pages in the 2 MiB blocks wholly inside the range, unless the
+ * VM's setting is never.  For images about to be loaded densely. */
+void ram_expect_dense(const struct ram *ram, gpa_t addr, uint64_t len_bytes);
+
+/* Bytes of guest RAM now backed by host memory, by the kernel's own account; 0.5
+ * ms a GiB in small pages.  Any thread.  -errno when the kernel does not say. */
+int ram_resident_bytes(const struct ram *ram, uint64_t *bytes);
+
+#endif
