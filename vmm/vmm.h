@@ -1,0 +1,76 @@
+/*
+ * vmm/: one VM, one process: `brim-vmm`.
+ *
+ * main.c      the process: arguments, run directory, ready line, reboot loop
+ * config.c    the JSON a VM is described with, every field checked
+ * loop.c      the event loop (epoll): all device work, control and console
+ * machine.c   one boot of the VM: assembles RAM, KVM, PCI and devices; reset
+ *             is "destroy the machine, create it again"
+ * kvm.c       the KVM file descriptors, memslots, interrupt routing
+ * vcpu.c      vCPU threads: KVM_RUN, exits, pause
+ * cpuid.c     what the guest's CPUs say they are
+ * boot.c bzimage.c elf.c    kernel, initrd, command line into guest RAM
+ * acpi.c      tables: CPUs, PCI, power button
+ * platform.c  the ports that are not PCI: power management, reset
+ * pci.c       bus 0: configuration space, BARs, MSI-X
+ * serial.c    the 16550; console.c its far side: history and clients
+ * control.c   the control socket
+ * hostcheck.c what brim needs of a host; client.c the other end of control.c
+ *
+ * Threads: main is the event loop (ROLE_LOOP); one thread a vCPU (ROLE_VCPU)
+ * runs the guest and emulates register accesses, never device work.
+ *
+ * Invariants:
+ *  I1  The guest decides nothing but its own fate: every access it makes is
+ *      bounded by table look-ups, and ends in an answer or in its own reset.
+ *  I2  A machine is created and destroyed whole: a reboot leaves nothing of the
+ *      last boot (no fd, thread, mapping) behind.
+ */
+#ifndef BRIM_VMM_H
+#define BRIM_VMM_H
+
+#include <limits.h>
+
+#include "mm/mm.h"
+#include "virtio/virtio.h"
+
+#define VM_MAX_CPUS 16u
+#define VM_MAX_DISKS 12u
+#define VM_MAX_NETS 8u
+#define VM_NAME_MAX 64u
+#define VM_CMDLINE_MAX 2048u /* Linux's COMMAND_LINE_SIZE, terminator included */
+
+struct vm_disk {
+	char path[PATH_MAX];
+	char serial[21];
+	bool readonly, direct;
+};
+
+struct vm_net {
+	char tap[16];
+	uint8_t mac[6];
+	int fd; /* the tap, open for as long as the VM: it outlives reboots. -1: not yet */
+};
+
+struct vm_config {
+	char name[VM_NAME_MAX];
+	uint64_t memory_bytes;
+	unsigned cpus;
+	char kernel[PATH_MAX];
+	char initrd[PATH_MAX]; /* "": none */
+	char cmdline[VM_CMDLINE_MAX];
+	char run_dir[PATH_MAX];
+	unsigned disk_count, net_count;
+	struct vm_disk disks[VM_MAX_DISKS];
+	struct vm_net nets[VM_MAX_NETS];
+	struct virtio_balloon_config balloon;
+	enum ram_huge huge;
+	bool rng, console, die_with_parent, reboot, allow_emulated_kvm;
+	unsigned stop_timeout_s;
+};
+
+/* Parses the JSON of a VM's description.  Unknown keys are errors.  -EINVAL with
+ * a sentence naming the key. */
+int vm_config_parse(struct vm_config *cfg, const char *json, size_t len, struct err *e);
+
+#endif
