@@ -1,0 +1,327 @@
+/*
+ * THE table: every command, its options, and all that is said about them.
+ * Help, manual pages, completion and parsing read it; nothing else describes a
+ * command.  Text: paragraphs with an empty line between them, `code` in
+ * backticks, no line breaks of its own.
+ *
+ * const data only.
+ */
+#include "cli/cli.h"
+
+#include <string.h>
+
+#include "mm/mm.h"
+#include "vmm/vmm.h"
+
+/* ---- shared sections ------------------------------------------------------------ */
+
+static const struct section status_section = {
+	.title = "Exit status",
+	.rows = (const struct row[]){
+		{ "0", "done" },
+		{ "1", "it failed; stderr says why" },
+		{ "2", "the command line is wrong" },
+		{ NULL, NULL },
+	},
+};
+
+static const struct section console_status_section = {
+	.title = "Exit status",
+	.rows = (const struct row[]){
+		{ "0", "the guest powered itself off (or reset itself, with --no-reboot), or you "
+		       "detached" },
+		{ "1", "the VM could not start, or ended in an error" },
+		{ "2", "the command line is wrong" },
+		{ "3", "the VM was killed" },
+		{ "130", "interrupted before the guest ran" },
+		{ NULL, NULL },
+	},
+};
+
+static const struct section stop_status_section = {
+	.title = "Exit status",
+	.rows = (const struct row[]){
+		{ "0", "the VM is gone (or, with --no-wait, the button is pressed)" },
+		{ "1", "it failed, or the guest did not power off in time" },
+		{ "2", "the command line is wrong" },
+		{ "3", "the VM was killed meanwhile" },
+		{ NULL, NULL },
+	},
+};
+
+static const struct section keys_section = { .title = "Keys", .rows = escape_keys };
+
+static const struct section environment_section = {
+	.title = "Environment",
+	.rows = (const struct row[]){
+		{ "BRIM_RUN_DIR", "where VMs keep their sockets and logs, instead of /run/brim (root) or "
+				  "$XDG_RUNTIME_DIR/brim" },
+		{ "BRIM_VMM", "the brim-vmm to start, instead of the one that came with this brim" },
+		{ "NO_COLOR", "no colours, when set to anything" },
+		{ NULL, NULL },
+	},
+};
+
+static const struct section files_section = {
+	.title = "Files",
+	.rows = (const struct row[]){
+		{ "/run/brim/NAME/", "one directory per VM, removed when it ends in order" },
+		{ "/run/brim/NAME/log", "what brim-vmm has to say" },
+		{ "/run/brim/NAME/config.json", "what the VM was started with" },
+		{ "/run/brim/NAME/control.sock", "newline-delimited JSON; what brim itself uses" },
+		{ "/run/brim/NAME/console.sock", "the guest's serial port" },
+		{ NULL, NULL },
+	},
+};
+
+#define EXAMPLES(id, ...)                                                     \
+	static const struct section id = {                                    \
+		.title = "Examples",                                          \
+		.rows = (const struct row[]){ __VA_ARGS__, { NULL, NULL } },  \
+	}
+
+#define SECTIONS(...) (const struct section *const[]){ __VA_ARGS__, NULL }
+
+#define OPTS(table) .opts = table, .opt_count = ARRAY_LEN(table)
+
+/* ---- options ----------------------------------------------------------------------- */
+
+#define AT(member) .at = offsetof(struct args, member)
+#define RUN_AT(member) .at = offsetof(struct run_args, member)
+
+static const char *const huge_choices[] = {
+	[RAM_HUGE_AUTO] = "auto", [RAM_HUGE_ALWAYS] = "always", [RAM_HUGE_NEVER] = "never", NULL,
+};
+
+static const struct opt run_opts[] = {
+	{ .name = "kernel", .letter = 'k', .type = OPT_TEXT, .arg = "FILE", .comp = COMP_FILE,
+	  RUN_AT(kernel), .help = "the Linux kernel to boot: a bzImage, or an ELF file with a PVH entry" },
+	{ .name = "initrd", .letter = 'i', .type = OPT_TEXT, .arg = "FILE", .comp = COMP_FILE,
+	  RUN_AT(initrd), .help = "its initial RAM disk" },
+	{ .name = "disk", .letter = 'd', .type = OPT_LIST, .arg = "PATH[,ro][,direct][,serial=S]",
+	  .comp = COMP_FILE, RUN_AT(disks),
+	  .help = "a raw image or block device, the guest's /dev/vda, vdb and so on; `ro`: the guest "
+		  "cannot write; `direct`: past the host's page cache; `serial`: at most 20 characters, "
+		  "seen below /dev/disk/by-id. A comma in PATH is written twice" },
+	{ .name = "net", .letter = 'n', .type = OPT_LIST, .arg = "tap=NAME[,mac=MAC]", .comp = COMP_TAP,
+	  RUN_AT(nets), .help = "a network card on the host's tap interface NAME" },
+	{ .name = "memory", .letter = 'm', .type = OPT_SIZE, .arg = "SIZE", .def = "1G",
+	  .min = RAM_MIN_BYTES, .max = RAM_MAX_BYTES, RUN_AT(memory_bytes),
+	  .help = "what the guest believes to have; a multiple of 2M. It costs nothing until the guest "
+		  "uses it" },
+	{ .name = "cpus", .letter = 'c', .type = OPT_UINT, .arg = "N", .def = "1", .min = 1,
+	  .max = VM_MAX_CPUS, RUN_AT(cpus), .help = "how many processors the guest has" },
+	{ .name = "append", .letter = 'a', .type = OPT_LIST, .arg = "TEXT", RUN_AT(append),
+	  .help = "adds to the kernel's command line, which is `" DEFAULT_CMDLINE "` unless --cmdline "
+		  "replaces it" },
+	{ .name = "cmdline", .type = OPT_TEXT, .arg = "TEXT", RUN_AT(cmdline),
+	  .help = "replaces the kernel's command line" },
+	{ .name = "name", .type = OPT_TEXT, .arg = "NAME", RUN_AT(name),
+	  .help = "what to call the VM: letters, digits, `.`, `_`, `-`; vm1, vm2, ... when not given" },
+	{ .name = "console", .type = OPT_FLAG, RUN_AT(console),
+	  .help = "stay at the guest's console until the VM ends; what happens without --detach" },
+	{ .name = "detach", .type = OPT_FLAG, RUN_AT(detach),
+	  .help = "leave the VM running in the background and print its name" },
+	{ .name = "hugepages", .type = OPT_CHOICE, .arg = "WHEN", .def = "auto", .choices = huge_choices,
+	  RUN_AT(hugepages),
+	  .help = "`auto`: huge pages where something dense is loaded, small elsewhere; `always`: faster, "
+		  "and costs memory the guest never touched; `never`" },
+	{ .name = "balloon", .type = OPT_LIST, .arg = "KEY=VALUE[,...]", RUN_AT(balloon),
+	  .help = "what the balloon device offers: `reporting`, `hinting`, `poison`, `deflate-on-oom` "
+		  "are `on` or `off` (all on by default), `stats-interval` a time (5s; 0: no statistics)" },
+	{ .name = "no-reboot", .type = OPT_FLAG, RUN_AT(no_reboot),
+	  .help = "end the VM where the guest would reboot" },
+	{ .name = "stop-timeout", .type = OPT_SECONDS, .arg = "TIME", .def = "30s", .max = 3600,
+	  RUN_AT(stop_timeout_s),
+	  .help = "how long the guest may take to power off after a signal, or after brim was killed; "
+		  "then the VM is ended" },
+	{ .name = "allow-emulated-kvm", .type = OPT_FLAG, RUN_AT(allow_emulated),
+	  .help = "start although this host's KVM only emulates, hundreds of times too slow; for tests" },
+	{ .name = "dry-run", .type = OPT_FLAG, RUN_AT(dry_run),
+	  .help = "check everything, print what brim-vmm would be given as JSON, and start nothing" },
+};
+
+#define JSON_OPT { .name = "json", .type = OPT_FLAG, AT(json), .help = "print JSON, for programs" }
+
+static const struct opt json_opts[] = { JSON_OPT };
+
+static const struct opt ps_opts[] = {
+	JSON_OPT,
+	{ .name = "quiet", .letter = 'q', .type = OPT_FLAG, AT(quiet), .help = "print only the names" },
+};
+
+static const struct opt stats_opts[] = {
+	JSON_OPT,
+	{ .name = "all", .letter = 'a', .type = OPT_FLAG, AT(all), .help = "counters that are 0, too" },
+};
+
+static const struct opt stop_opts[] = {
+	{ .name = "timeout", .letter = 't', .type = OPT_SECONDS, .arg = "TIME", .def = "30s",
+	  AT(timeout_s), .help = "how long to wait" },
+	{ .name = "no-wait", .type = OPT_FLAG, AT(no_wait), .help = "press the button and return" },
+};
+
+static const struct opt balloon_opts[] = {
+	JSON_OPT,
+	{ .name = "wait", .letter = 'w', .type = OPT_FLAG, AT(wait),
+	  .help = "wait until the balloon has the size asked for" },
+	{ .name = "timeout", .letter = 't', .type = OPT_SECONDS, .arg = "TIME", .def = "60s",
+	  AT(timeout_s), .help = "how long --wait waits" },
+};
+
+static const struct opt help_opts[] = {
+	{ .name = "man", .type = OPT_FLAG, AT(man), .help = "print the manual page, as roff" },
+	{ .name = "man-dir", .type = OPT_TEXT, .arg = "DIR", .comp = COMP_FILE, AT(man_dir),
+	  .help = "write all manual pages into DIR" },
+};
+
+/* ---- examples ---------------------------------------------------------------------- */
+
+EXAMPLES(run_examples,
+	{ "brim run -k vmlinuz -i initrd.img", "boot, with the console here" },
+	{ "brim run -k vmlinuz -i initrd.img -m 24G -c 4 --disk root.img --append root=/dev/vda "
+	  "--name web1 --detach", "a server, in the background" },
+	{ "brim run -k vmlinuz --disk base.img,ro --net tap=tap0 --dry-run", "what would be started" });
+EXAMPLES(ps_examples,
+	{ "brim ps", "all VMs" },
+	{ "brim ps --json | jq -r '.[] | select(.state == \"died\").name'", "those that have died" },
+	{ "brim stop $(brim ps -q)", "stop them all" });
+EXAMPLES(balloon_examples,
+	{ "brim balloon web1", "what the balloon holds" },
+	{ "brim balloon web1 512M --wait", "take 512 MiB from the guest" },
+	{ "brim balloon web1 0", "give all of it back" });
+EXAMPLES(completion_examples,
+	{ "source <(brim completion bash)", "in this shell" },
+	{ "brim completion bash > ~/.local/share/bash-completion/completions/brim", "for good" });
+EXAMPLES(brim_examples,
+	{ "brim doctor", "can this host run VMs?" },
+	{ "brim run -k vmlinuz -i initrd.img -m 2G", "start one, with its console here" },
+	{ "brim ps", "list them" });
+
+/* ---- commands ------------------------------------------------------------------------ */
+
+#define GROUP_LIFE "Start and end"
+#define GROUP_LOOK "Look"
+#define GROUP_MEMORY "Memory"
+#define GROUP_HOST "This host and brim"
+
+#define VM_COMMAND .args_bytes = sizeof(struct args), .min_pos = 1, .max_pos = 1, .comp = COMP_VM, \
+	.man_section = 1
+#define VMS_COMMAND .args_bytes = sizeof(struct args), .min_pos = 1, .max_pos = 1000, \
+	.comp = COMP_VM, .man_section = 1
+
+const struct cmd commands[] = {
+	{ .name = "run", .group = GROUP_LIFE, .synopsis = "--kernel FILE [OPTION]...",
+	  .summary = "start a VM", .run = cmd_run, .args_bytes = sizeof(struct run_args), OPTS(run_opts),
+	  .man_section = 1,
+	  .text = "Starts a VM and, unless --detach is given, stays at its console.\n\n"
+		  "On a terminal, keys go to the guest, but for the escape key Ctrl-]. Elsewhere the "
+		  "guest's output goes to stdout and stdin goes to the guest, and the end of stdin does not "
+		  "end the VM. SIGINT, SIGTERM or SIGHUP presses the VM's power button; a second one, or the "
+		  "end of --stop-timeout, kills it. The button is also pressed when brim itself is killed. "
+		  "A detached VM minds none of this.",
+	  .sections = SECTIONS(&keys_section, &console_status_section, &run_examples,
+			       &environment_section) },
+	{ .name = "stop", .group = GROUP_LIFE, .synopsis = "NAME...",
+	  .summary = "press the power button and wait until the VM is gone", .run = cmd_stop, VMS_COMMAND,
+	  OPTS(stop_opts), .sections = SECTIONS(&stop_status_section),
+	  .text = "Asks the guest to power off, as the power button of a real machine does. A guest that "
+		  "does not listen for it (one without acpid or systemd, or one that is still booting) "
+		  "goes on; `brim kill` ends it." },
+	{ .name = "kill", .group = GROUP_LIFE, .synopsis = "NAME...",
+	  .summary = "end a VM at once, or clean up after one that died", .run = cmd_kill, VMS_COMMAND,
+	  .sections = SECTIONS(&status_section),
+	  .text = "The guest gets no chance to write what it has in memory. If the VM has died already, "
+		  "what it left in the run directory is removed." },
+	{ .name = "pause", .group = GROUP_LIFE, .synopsis = "NAME...",
+	  .summary = "stop a VM's processors", .run = cmd_pause, VMS_COMMAND,
+	  .sections = SECTIONS(&status_section),
+	  .text = "The VM keeps its memory and does nothing until `brim resume`." },
+	{ .name = "resume", .group = GROUP_LIFE, .synopsis = "NAME...",
+	  .summary = "let a paused VM go on", .run = cmd_resume, VMS_COMMAND,
+	  .sections = SECTIONS(&status_section) },
+
+	{ .name = "ps", .group = GROUP_LOOK, .synopsis = "[OPTION]...", .summary = "list the VMs",
+	  .run = cmd_ps, .args_bytes = sizeof(struct args), OPTS(ps_opts), .man_section = 1,
+	  .sections = SECTIONS(&ps_examples, &status_section),
+	  .text = "MEMORY is what the guest believes to have, RESIDENT what of it takes memory of the "
+		  "host, BALLOON what the guest gave up, AVAILABLE what the guest itself could still use.\n\n"
+		  "A VM that `died` ended without tidying up: `brim log` shows why, `brim kill` cleans up. "
+		  "One that is `silent` runs but does not answer." },
+	{ .name = "status", .group = GROUP_LOOK, .synopsis = "NAME", .summary = "show all about one VM",
+	  .run = cmd_status, VM_COMMAND, OPTS(json_opts), .sections = SECTIONS(&status_section) },
+	{ .name = "console", .group = GROUP_LOOK, .synopsis = "NAME",
+	  .summary = "connect to a VM's console", .run = cmd_console, VM_COMMAND,
+	  .sections = SECTIONS(&keys_section, &console_status_section),
+	  .text = "Shows the last 64 KiB of output, then what comes. Several may be connected at once. To "
+		  "leave, press Ctrl-] and then d; the VM goes on." },
+	{ .name = "log", .group = GROUP_LOOK, .synopsis = "NAME", .summary = "show a VM's log",
+	  .run = cmd_log, VM_COMMAND, .sections = SECTIONS(&status_section),
+	  .text = "What brim-vmm had to say, not the guest: that is `brim console`." },
+	{ .name = "stats", .group = GROUP_LOOK, .synopsis = "NAME", .summary = "show a VM's counters",
+	  .run = cmd_stats, VM_COMMAND, OPTS(stats_opts), .sections = SECTIONS(&status_section) },
+
+	{ .name = "balloon", .group = GROUP_MEMORY, .synopsis = "NAME [SIZE]",
+	  .summary = "take memory from a guest, or give it back", .run = cmd_balloon,
+	  .args_bytes = sizeof(struct args), OPTS(balloon_opts), .min_pos = 1, .max_pos = 2, .comp = COMP_VM,
+	  .man_section = 1, .sections = SECTIONS(&balloon_examples, &status_section),
+	  .text = "SIZE is how much the balloon is to take from the guest; 0 gives all of it back. The "
+		  "guest gives what it can spare, and may take longer, or stop short. Without SIZE, shows "
+		  "how things are." },
+	{ .name = "hint", .group = GROUP_MEMORY, .synopsis = "NAME...",
+	  .summary = "ask a guest which of its memory is free, and take that", .run = cmd_hint, VMS_COMMAND,
+	  .sections = SECTIONS(&status_section),
+	  .text = "One round of free page hinting. The guest keeps the memory: it comes back as soon as "
+		  "the guest uses it." },
+
+	{ .name = "doctor", .group = GROUP_HOST, .synopsis = "[OPTION]...",
+	  .summary = "check whether this host can run VMs", .run = cmd_doctor,
+	  .args_bytes = sizeof(struct args), OPTS(json_opts), .man_section = 1,
+	  .text = "Looks at KVM and whether it is real or only emulated, the kernel, userfaultfd, memory "
+		  "settings, swap and networking, and says what to do about what it found. Changes "
+		  "nothing.",
+	  .sections = SECTIONS(&((const struct section){ .title = "Exit status",
+		  .rows = (const struct row[]){
+			  { "0", "VMs can run; there may be warnings" },
+			  { "1", "something must be fixed first" },
+			  { "2", "the command line is wrong" },
+			  { NULL, NULL } } })) },
+	{ .name = "completion", .group = GROUP_HOST, .synopsis = "bash",
+	  .summary = "print a completion script for the shell", .run = cmd_completion,
+	  .args_bytes = sizeof(struct args), .min_pos = 1, .max_pos = 1, .comp = COMP_SHELL, .man_section = 1,
+	  .sections = SECTIONS(&completion_examples) },
+	{ .name = "help", .group = GROUP_HOST, .synopsis = "[COMMAND] [OPTION]...",
+	  .summary = "explain brim, or one command", .run = cmd_help, .args_bytes = sizeof(struct args),
+	  OPTS(help_opts), .max_pos = 1, .comp = COMP_COMMAND, .man_section = 1,
+	  .sections = SECTIONS(&status_section) },
+
+	{ .name = "brim-vmm", .synopsis = "--config-fd N --ready-fd M", .summary = "one VM",
+	  .man_section = 8, .sections = SECTIONS(&files_section, &status_section),
+	  .text = "One process is one VM. `brim run` starts it; people have no need to.\n\n"
+		  "From descriptor N it reads the VM's description, the JSON that `brim run --dry-run` "
+		  "prints. On descriptor M it writes one line: `ok` when the guest is about to run, or "
+		  "`error: ` and a sentence. It then logs to the log in the VM's run directory.\n\n"
+		  "It answers on control.sock: one JSON object a line, {\"v\":1,\"id\":7,\"cmd\":\"status\"}, "
+		  "is answered by {\"v\":1,\"id\":7,\"ok\":true,\"result\":{...}} or by \"ok\":false with an "
+		  "\"error\". The commands are status, stats, balloon (target_bytes), hint, pause, resume, "
+		  "stop, kill, detach, and wait, which is answered when the VM ends." },
+};
+
+const size_t command_count = ARRAY_LEN(commands);
+
+const struct cmd command_brim = {
+	.name = "", .synopsis = "COMMAND [ARGUMENT]...",
+	.summary = "run more VMs than fit",
+	.text = "brim is a KVM hypervisor for memory density: the memory promised to VMs may exceed what "
+		"the host has. Each VM is a process of its own, brim-vmm; there is no daemon.",
+	.sections = SECTIONS(&brim_examples, &environment_section, &files_section, &status_section),
+	.man_section = 1,
+};
+
+const struct cmd *command_find(const char *name)
+{
+	for (size_t i = 0; i < command_count; i++)
+		if (strcmp(commands[i].name, name) == 0)
+			return &commands[i];
+	return NULL;
+}
