@@ -1,0 +1,330 @@
+/*
+ * A brim-vmm without a guest, for the tests of `brim`: the same descriptors, run
+ * directory and sockets.  $FAKE_VMM chooses how it misbehaves:
+ *
+ *	(unset)  the power button works, and so does the line "poweroff" on the console
+ *	error    says "error: ..." instead of "ok"
+ *	crash    aborts before it has said anything
+ *	die      says "ok", then aborts, leaving its directory
+ *	quick    says "ok" and is done at once, in order
+ *	deaf     the guest ignores the power button
+ *	mute     accepts connections and never answers; ignores SIGTERM
+ *
+ * One thread.  Not robust: it trusts whoever talks to it.
+ */
+#include <errno.h>
+#include <jansson.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/signalfd.h>
+#include <sys/socket.h>
+#include <fcntl.h>
+#include <unistd.h>
+
+#include "vmm/client.h"
+
+#define CLIENTS_MAX 16
+#define GREETING "fake guest\r\n"
+
+enum kind { FREE, CONTROL, CONSOLE };
+
+struct client {
+	enum kind kind;
+	int fd;
+	bool waits;
+	json_int_t wait_id;
+	char line[4096];
+	size_t used;
+};
+
+struct fake {
+	const char *mode;
+	json_t *config;
+	struct vm_paths paths;
+	int lock_fd, control_fd, console_fd, signal_fd;
+	unsigned signals;
+	const char *state;
+	json_int_t target;
+	const char *reason; /* NULL while it runs */
+	struct client clients[CLIENTS_MAX];
+};
+
+static bool mode_is(const struct fake *f, const char *mode)
+{
+	return strcmp(f->mode, mode) == 0;
+}
+
+static _Noreturn void fail(const char *what)
+{
+	perror(what);
+	exit(1);
+}
+
+static int listen_at(const char *path)
+{
+	struct sockaddr_un sa = { .sun_family = AF_UNIX };
+	int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+
+	memcpy(sa.sun_path, path, strlen(path) + 1);
+	if (fd < 0 || bind(fd, (struct sockaddr *)&sa, sizeof(sa)) < 0 || listen(fd, 8) < 0)
+		fail(path);
+	return fd;
+}
+
+static void press_button(struct fake *f)
+{
+	f->state = "stopping";
+	if (!mode_is(f, "deaf"))
+		f->reason = "poweroff";
+}
+
+/* ---- control ---------------------------------------------------------------- */
+
+static json_t *status(const struct fake *f)
+{
+	return json_pack("{s:s, s:i, s:s, s:f, s:O, s:O, s:O, s:I, s:I, s:i, s:{s:b, s:I, s:I, s:I, s:I, "
+			 "s:I}, s:{s:I, s:I, s:I, s:f}, s:[], s:[], s:[]}",
+			 "name", f->paths.name, "pid", (int)getpid(), "state", f->state, "uptime_s", 61.5,
+			 "memory_bytes", json_object_get(f->config, "memory_bytes"),
+			 "cpus", json_object_get(f->config, "cpus"),
+			 "kernel", json_object_get(f->config, "kernel"),
+			 "resident_bytes", (json_int_t)(100 * MiB), "vmm_bytes", (json_int_t)(3 * MiB),
+			 "reboots", 0,
+			 "balloon", "ready", true, "target_bytes", f->target, "actual_bytes", f->target,
+			 "ballooned_bytes", f->target, "reported_bytes", (json_int_t)0,
+			 "hinted_bytes", (json_int_t)0,
+			 "guest", "free_bytes", (json_int_t)(600 * MiB), "available_bytes",
+			 (json_int_t)(700 * MiB), "total_bytes", (json_int_t)(1000 * MiB), "age_s", 1.5,
+			 "disks", "nets", "vcpus");
+}
+
+static void reply(const struct client *c, json_int_t id, const char *error, json_t *result)
+{
+	json_t *o = json_pack("{s:i, s:I, s:b}", "v", 1, "id", id, "ok", error ? 0 : 1);
+	char *text;
+
+	if (error)
+		json_object_set_new(o, "error", json_string(error));
+	else
+		json_object_set_new(o, "result", result ? result : json_object());
+	text = json_dumps(o, JSON_COMPACT);
+	dprintf(c->fd, "%s\n", text);
+	free(text);
+	json_decref(o);
+}
+
+static void answer(struct fake *f, struct client *c, const json_t *req)
+{
+	const char *cmd = json_string_value(json_object_get(req, "cmd"));
+	json_int_t id = json_integer_value(json_object_get(req, "id"));
+	const char *error = NULL;
+	json_t *result = NULL;
+
+	if (strcmp(cmd, "wait") == 0) {
+		c->waits = true;
+		c->wait_id = id;
+		return;
+	}
+	if (strcmp(cmd, "status") == 0)
+		result = status(f);
+	else if (strcmp(cmd, "stats") == 0)
+		result = json_pack("{s:{s:i, s:i}}", "counters", "ram_bad_gpa", 7, "fake_zero", 0);
+	else if (strcmp(cmd, "balloon") == 0)
+		f->target = json_integer_value(json_object_get(req, "target_bytes"));
+	else if (strcmp(cmd, "pause") == 0)
+		f->state = "paused";
+	else if (strcmp(cmd, "resume") == 0)
+		f->state = "running";
+	else if (strcmp(cmd, "detach") == 0)
+		prctl(PR_SET_PDEATHSIG, 0);
+	else if (strcmp(cmd, "stop") == 0)
+		press_button(f);
+	else if (strcmp(cmd, "kill") == 0)
+		f->reason = "killed";
+	else
+		error = "hint: the guest's driver does not do free page hinting";
+	reply(c, id, error, result);
+}
+
+static void control_line(struct fake *f, struct client *c, const char *line)
+{
+	json_t *req;
+
+	if (mode_is(f, "mute"))
+		return;
+	req = json_loads(line, 0, NULL);
+	if (req)
+		answer(f, c, req);
+	json_decref(req);
+}
+
+/* ---- clients ------------------------------------------------------------------- */
+
+static void add_client(struct fake *f, int listener, enum kind kind)
+{
+	int fd = accept(listener, NULL, NULL);
+
+	for (int i = 0; i < CLIENTS_MAX && fd >= 0; i++)
+		if (f->clients[i].kind == FREE) {
+			f->clients[i] = (struct client){ .kind = kind, .fd = fd };
+			if (kind == CONSOLE && write(fd, GREETING, sizeof(GREETING) - 1) < 0)
+				fail("greeting");
+			return;
+		}
+}
+
+static void drop(struct client *c)
+{
+	close(c->fd);
+	c->kind = FREE;
+}
+
+static void take_line(struct fake *f, struct client *c, const char *line)
+{
+	if (c->kind == CONTROL)
+		control_line(f, c, line);
+	else if (strncmp(line, "poweroff", 8) == 0)
+		f->reason = "poweroff";
+	else
+		dprintf(c->fd, "you said %s\r\n", line);
+}
+
+static void serve(struct fake *f, struct client *c)
+{
+	ssize_t n = read(c->fd, c->line + c->used, sizeof(c->line) - 1 - c->used);
+	char *end;
+
+	if (n <= 0) {
+		drop(c);
+		return;
+	}
+	c->used += (size_t)n;
+	c->line[c->used] = '\0';
+	while ((end = strpbrk(c->line, "\r\n"))) {
+		size_t used = (size_t)(end - c->line) + 1;
+
+		*end = '\0';
+		take_line(f, c, c->line);
+		memmove(c->line, c->line + used, c->used - used + 1);
+		c->used -= used;
+	}
+}
+
+static void on_signal(struct fake *f)
+{
+	struct signalfd_siginfo info;
+
+	if (read(f->signal_fd, &info, sizeof(info)) != sizeof(info) || mode_is(f, "mute"))
+		return;
+	if (f->signals++)
+		f->reason = "killed";
+	else
+		press_button(f);
+}
+
+static void turn(struct fake *f)
+{
+	struct pollfd p[CLIENTS_MAX + 3] = {
+		{ .fd = f->control_fd, .events = POLLIN },
+		{ .fd = f->console_fd, .events = POLLIN },
+		{ .fd = f->signal_fd, .events = POLLIN },
+	};
+
+	for (int i = 0; i < CLIENTS_MAX; i++)
+		p[i + 3] = (struct pollfd){ .fd = f->clients[i].kind == FREE ? -1 : f->clients[i].fd,
+					    .events = POLLIN };
+	if (poll(p, ARRAY_LEN(p), -1) < 0)
+		return;
+	for (int i = 0; i < CLIENTS_MAX; i++)
+		if (p[i + 3].revents)
+			serve(f, &f->clients[i]);
+	if (p[0].revents)
+		add_client(f, f->control_fd, CONTROL);
+	if (p[1].revents)
+		add_client(f, f->console_fd, CONSOLE);
+	if (p[2].revents)
+		on_signal(f);
+}
+
+/* ---- life ------------------------------------------------------------------------ */
+
+static void start(struct fake *f, int config_fd)
+{
+	struct err e;
+	sigset_t set;
+
+	signal(SIGPIPE, SIG_IGN);
+	sigemptyset(&set);
+	sigaddset(&set, SIGTERM);
+	sigprocmask(SIG_BLOCK, &set, NULL);
+	f->signal_fd = signalfd(-1, &set, SFD_CLOEXEC);
+	f->config = json_loadfd(config_fd, 0, NULL);
+	if (!f->config || vm_paths_from_dir(&f->paths, json_string_value(
+				json_object_get(f->config, "run_dir")), &e) ||
+	    rundir_claim(&f->paths, &f->lock_fd, &e)) {
+		dprintf(4, "error: %s\n", f->config ? e.msg : "bad description");
+		exit(1);
+	}
+	if (json_is_true(json_object_get(f->config, "die_with_parent")))
+		prctl(PR_SET_PDEATHSIG, SIGTERM);
+	f->control_fd = listen_at(f->paths.control);
+	f->console_fd = listen_at(f->paths.console);
+}
+
+static void take_output(const struct fake *f)
+{
+	int fd = open(f->paths.log, O_WRONLY | O_CREAT | O_APPEND, 0600);
+
+	if (fd < 0)
+		fail("log");
+	dup2(fd, 1);
+	dup2(fd, 2);
+	close(fd);
+	log_line(LOG_INFO, "the fake runs");
+}
+
+static void end(struct fake *f)
+{
+	for (int i = 0; i < CLIENTS_MAX; i++) {
+		if (f->clients[i].waits)
+			reply(&f->clients[i], f->clients[i].wait_id, NULL,
+			      json_pack("{s:s, s:s}", "reason", f->reason, "detail", "as asked"));
+		if (f->clients[i].kind != FREE)
+			close(f->clients[i].fd);
+	}
+	json_decref(f->config);
+	rundir_release(&f->paths, &f->lock_fd);
+}
+
+int main(int argc, char **argv)
+{
+	static struct fake f = { .lock_fd = -1, .state = "running" };
+	int config_fd = argc > 4 ? atoi(argv[2]) : -1, ready_fd = argc > 4 ? atoi(argv[4]) : -1;
+
+	f.mode = getenv("FAKE_VMM") ? getenv("FAKE_VMM") : "";
+	start(&f, config_fd);
+	if (mode_is(&f, "error")) {
+		dprintf(ready_fd, "error: kernel /x: the fake does not like it\n");
+		rundir_release(&f.paths, &f.lock_fd);
+		return 1;
+	}
+	if (mode_is(&f, "crash"))
+		abort();
+	take_output(&f);
+	dprintf(ready_fd, "ok\n");
+	close(ready_fd);
+	if (mode_is(&f, "die")) {
+		log_line(LOG_ERROR, "the fake dies now");
+		abort();
+	}
+	if (mode_is(&f, "quick"))
+		f.reason = "poweroff";
+	while (!f.reason)
+		turn(&f);
+	end(&f);
+	return strcmp(f.reason, "killed") == 0 ? 3 : 0;
+}
