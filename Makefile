@@ -23,7 +23,7 @@ CFLAGS_BRIM := -std=gnu17 -g $(OPT) $(WARN) -fno-strict-aliasing -fno-common \
 	-fstack-protector-strong -pthread $(SAN)
 LDFLAGS_BRIM := -pthread $(SAN)
 
-LIB_SRC  := $(wildcard stats/*.c mm/*.c mm/balloon/*.c virtio/*.c)
+LIB_SRC  := $(wildcard stats/*.c mm/*.c mm/balloon/*.c mm/swap/*.c virtio/*.c)
 VMM_SRC  := $(wildcard vmm/*.c)
 CLI_SRC  := $(wildcard cli/*.c)
 UNIT_SRC := $(wildcard tests/unit/test_*.c)
@@ -46,7 +46,7 @@ BENCH := $(patsubst bench/%.c,$(BUILD)/bench/%,$(BENCH_SRC))
 # Criterion itself does not start under ThreadSanitizer: tests/lib/tsan stands in.
 LIBS_TEST := $(if $(findstring thread,$(SAN)),,-lcriterion)
 CPPFLAGS_BRIM := $(if $(findstring thread,$(SAN)),-Itests/lib/tsan) $(CPPFLAGS_BRIM)
-LIBS_LIB := -luring
+LIBS_LIB := -luring -llz4 -lxxhash
 LIBS_VMM := -ljansson -lm
 
 .DELETE_ON_ERROR:

@@ -7,6 +7,8 @@
  */
 #include "mm/mm.h"
 
+#include <fcntl.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -37,9 +39,34 @@ static int64_t host_madvise_many(const struct iovec *ranges, size_t n, int advic
 	return syscall(SYS_process_madvise, PIDFD_ONESELF, ranges, n, advice, 0);
 }
 
+static int host_userfaultfd(int flags)
+{
+	return (int)syscall(SYS_userfaultfd, flags);
+}
+
+static int host_pagemap(void)
+{
+	return open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+}
+
+static int host_ioctl(int fd, unsigned long request, void *arg)
+{
+	return ioctl(fd, request, arg);
+}
+
+static int64_t host_read(int fd, void *buf, size_t len)
+{
+	return read(fd, buf, len);
+}
+
 const struct mm_host mm_host_linux = {
 	.mmap = host_mmap,
 	.munmap = host_munmap,
 	.madvise = host_madvise,
 	.madvise_many = host_madvise_many,
+	.userfaultfd = host_userfaultfd,
+	.pagemap = host_pagemap,
+	.ioctl = host_ioctl,
+	.read = host_read,
+	.close = close,
 };

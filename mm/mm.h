@@ -51,6 +51,13 @@ struct mm_host {
 	/* n ranges of this process in one call (process_madvise). Bytes advised
 	 * from the first range on, or -1. NULL: there is no such call. */
 	int64_t (*madvise_many)(const struct iovec *ranges, size_t n, int advice);
+	/* The engine's: a userfaultfd, its ioctls and PAGEMAP_SCAN, and reading from
+	 * it.  As the system calls of that name. */
+	int (*userfaultfd)(int flags);
+	int (*pagemap)(void); /* opens /proc/self/pagemap */
+	int (*ioctl)(int fd, unsigned long request, void *arg);
+	int64_t (*read)(int fd, void *buf, size_t len);
+	int (*close)(int fd);
 };
 extern const struct mm_host mm_host_linux;
 
@@ -118,5 +125,67 @@ void ram_expect_dense(const struct ram *ram, gpa_t addr, uint64_t len_bytes);
 /* Bytes of guest RAM now backed by host memory, by the kernel's own account; 0.5
  * ms a GiB in small pages.  Any thread.  -errno when the kernel does not say. */
 int ram_resident_bytes(const struct ram *ram, uint64_t *bytes);
+
+/* ---- engine.c: pages that leave guest RAM and come back ------------------ */
+
+/* Where pages go.  mm/swap/ is one; handed over at start.  Called with the lock of
+ * the page's chunk held, so never twice at once for one page. */
+struct mm_tier {
+	/* Takes the frozen page's 4 KiB.  0 and *ref (48 bits), and *filled where it
+	 * costs nothing; -E2BIG: not this page; -ENOSPC or -ENOMEM: none for now. */
+	int (*put)(void *ctx, uint64_t index, const void *page, uint64_t *ref, bool *filled);
+	/* Writes its bytes to `page`; anything but 0 ends the VM. */
+	int (*get)(void *ctx, uint64_t ref, uint64_t index, void *page);
+	void (*drop)(void *ctx, uint64_t ref);
+	/* Bytes of host memory it holds, all overhead counted. */
+	uint64_t (*held_bytes)(void *ctx);
+	/* Work in the background, bounded, from the reclaimer; may be NULL. */
+	void (*tidy)(void *ctx);
+};
+
+struct engine;
+
+struct engine_config {
+	const struct ram *ram;        /* outlives the engine */
+	const struct mm_host *host;   /* NULL: mm_host_linux */
+	const struct mm_tier *tier;
+	void *tier_ctx;
+	unsigned fault_threads;       /* 1..64; 0: 1 */
+	uint64_t staging_bytes;       /* 0: 1/64 of RAM, at least 8 MiB */
+	uint64_t pass_ns;             /* between passes while over the limit; 0: 100 ms */
+	bool manual;                  /* no reclaimer thread: tests call engine_tick() */
+	/* A page cannot be brought back: `why` names page, tier and reason.  Called
+	 * once, from any thread; the touched page stays missing, so end the VM. */
+	void (*fatal)(void *ctx, const char *why);
+	void *fatal_ctx;
+};
+
+/* Errors: -EPERM without the right to use userfaultfd, -ENOSYS where the kernel has
+ * no UFFDIO_MOVE or no asynchronous write-protect (before 6.8), -ENOMEM.  From here
+ * until destroy ram_discard() must go through engine_discard(). */
+int engine_create(struct engine **out, const struct engine_config *cfg, struct err *e);
+/* Only once nobody touches guest RAM any more: what is away is lost. */
+void engine_destroy(struct engine **e);
+
+/* The most host memory the VM may hold: resident, staged and packed.  0: no limit.
+ * The reclaimer takes the coldest pages until it is met, and goes on watching. */
+void engine_limit(struct engine *e, uint64_t bytes);
+/* Takes so many bytes once, coldest first. */
+void engine_reclaim(struct engine *e, uint64_t bytes);
+
+/* As ram_discard() and ram_discard_many(), with what is away dropped too. */
+int engine_discard(struct engine *e, const struct ram_range *ranges, size_t n);
+
+#define ENGINE_AGES 64
+struct engine_stats {
+	uint64_t staged_pages, filled_pages, packed_pages; /* away, by where */
+	uint64_t present_pages; /* by the kernel's account, at the last pass */
+	uint64_t tier_bytes;
+	uint64_t own_bytes;     /* the engine's own tables */
+	uint64_t limit_bytes;
+	uint64_t age_pages[ENGINE_AGES]; /* present pages by passes since last written */
+};
+/* Any thread; a moment's view. */
+void engine_stats(const struct engine *e, struct engine_stats *out);
 
 #endif

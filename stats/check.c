@@ -26,7 +26,8 @@ const char *role_name(enum role r)
 {
 	static const char *const names[] = {
 		[ROLE_NONE] = "none", [ROLE_LOOP] = "loop", [ROLE_VCPU] = "vcpu",
-		[ROLE_CLI] = "cli", [ROLE_WORKER] = "worker",
+		[ROLE_CLI] = "cli", [ROLE_FAULT] = "fault", [ROLE_RECLAIM] = "reclaim",
+		[ROLE_WORKER] = "worker",
 	};
 
 	return (size_t)r < ARRAY_LEN(names) ? names[r] : "?";

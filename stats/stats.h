@@ -76,6 +76,8 @@ enum role {
 	ROLE_LOOP,   /* a VM's event loop: all device work, the control socket */
 	ROLE_VCPU,   /* a vCPU thread: KVM_RUN and register emulation only */
 	ROLE_CLI,    /* the `brim` command */
+	ROLE_FAULT,  /* brings pages back; waits for nothing but chunk locks */
+	ROLE_RECLAIM, /* finds cold pages and takes them */
 	ROLE_WORKER, /* start-up work that may block, joined before the guest runs */
 };
 

@@ -102,6 +102,14 @@ static inline void shim_failed(const char *file, int line, const char *what, con
 #define cr_log_info(...) (fprintf(stderr, __VA_ARGS__), fputc('\n', stderr))
 #define cr_skip_test(...) _exit(SHIM_SKIPPED)
 
+/* Read by the runtime at its start: a process that exits beside its threads, as the
+ * children of fault injection do by the hundred, need not wait a second first. */
+const char *__tsan_default_options(void);
+const char *__tsan_default_options(void)
+{
+	return "atexit_sleep_ms=0";
+}
+
 static const struct shim_test *shim_suite(const char *name)
 {
 	for (const struct shim_test *t = shim_tests; t; t = t->next)

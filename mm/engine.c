@@ -1,0 +1,309 @@
+/*
+ * The engine put together: what it needs from the kernel, its staging area, what
+ * others call.  How pages go is in reclaim.c, how they come back in fault.c.
+ *
+ *   guest RAM   registered for write-protect, asynchronously: the kernel notes
+ *               writes by itself, and PAGEMAP_SCAN reads and re-arms the notes.
+ *               A chunk of 2 MiB is registered for MISSING as well when the first
+ *               page in it is taken, so that memory nobody took faults as ever.
+ *   staging     an area of its own.  A page in it cannot be touched by the guest:
+ *               what is compared or compressed there holds still.
+ *
+ * Threads: create and destroy from one; the rest as mm.h says.
+ */
+#include "mm/internal.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#define STAGING_MIN_BYTES (8 * MiB)
+#define STAGING_SHARE 64
+#define PASS_NS 100000000u
+#define MOVE_TRIES 100u
+
+#define FEATURES (UFFD_FEATURE_WP_ASYNC | UFFD_FEATURE_WP_UNPOPULATED | UFFD_FEATURE_MOVE)
+
+void engine_dead(struct engine *e, uint64_t index, const char *what, int rc)
+{
+	char why[160];
+
+	counter_inc(CTR_engine_lost_pages);
+	if (atomic_flag_test_and_set(&e->dead))
+		return;
+	snprintf(why, sizeof(why), "memory: page 0x%" PRIx64 " cannot be brought back: %s: %s",
+		 gpa_of(ram_gfn_at(e->ram, index)).v, what, strerror(-rc));
+	if (!e->fatal)
+		brim_panic(__FILE__, __LINE__, "%s", why);
+	e->fatal(e->fatal_ctx, why);
+}
+
+int64_t engine_move(struct engine *e, void *to, void *from, uint64_t n)
+{
+	struct uffdio_move m;
+
+	for (unsigned tries = 0; tries < MOVE_TRIES; tries++) {
+		m = (struct uffdio_move){ .dst = (uint64_t)to, .src = (uint64_t)from,
+					  .len = n << PAGE_SHIFT };
+		if (!e->host->ioctl(e->uffd, UFFDIO_MOVE, &m))
+			return (int64_t)n;
+		if (m.move >= (int64_t)PAGE_BYTES)
+			return m.move >> PAGE_SHIFT;
+		if (errno != EAGAIN)
+			return -errno;
+	}
+	return -EAGAIN;
+}
+
+static int register_range(struct engine *e, void *at, uint64_t bytes, uint64_t mode)
+{
+	struct uffdio_register r = { .range = { (uint64_t)at, bytes }, .mode = mode };
+
+	return e->host->ioctl(e->uffd, UFFDIO_REGISTER, &r) < 0 ? -errno : 0;
+}
+
+/* Lock of the chunk held. */
+int engine_watch(struct engine *e, uint64_t chunk)
+{
+	struct chunk *c = &e->pages.chunk[chunk];
+	int rc;
+
+	if (c->watched)
+		return 0;
+	rc = register_range(e, page_at(e, chunk * CHUNK_PAGES), HUGE_BYTES,
+			    UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_WP);
+	if (rc)
+		counter_inc(CTR_engine_unwatchable);
+	else
+		c->watched = true;
+	return rc;
+}
+
+static int open_uffd(struct engine *e, struct err *err)
+{
+	struct uffdio_api api = { .api = UFFD_API, .features = FEATURES };
+
+	e->uffd = e->host->userfaultfd(O_CLOEXEC | O_NONBLOCK);
+	if (e->uffd < 0)
+		return err_sys(err, -errno, "memory: no userfaultfd (run as root, or give this user "
+			       "/dev/userfaultfd or vm.unprivileged_userfaultfd=1)");
+	if (e->host->ioctl(e->uffd, UFFDIO_API, &api) < 0)
+		return err_set(err, -ENOSYS, "memory: this kernel's userfaultfd cannot move pages or "
+			       "note writes (Linux 6.8 or later is needed)");
+	return 0;
+}
+
+static int map_staging(struct engine *e, uint64_t bytes, struct err *err)
+{
+	void *p = e->host->mmap(NULL, bytes, PROT_READ | PROT_WRITE,
+				MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	int rc;
+
+	if (p == MAP_FAILED)
+		return err_sys(err, -errno, "memory: no address space for staging");
+	e->staging = p;
+	e->slots = bytes >> PAGE_SHIFT;
+	if (e->host->madvise(p, bytes, MADV_DONTFORK) < 0 ||
+	    e->host->madvise(p, bytes, MADV_DONTDUMP) < 0)
+		return err_sys(err, -errno, "memory: cannot set up staging");
+	if (e->host->madvise(p, bytes, MADV_NOHUGEPAGE) < 0 && errno != EINVAL)
+		return err_sys(err, -errno, "memory: cannot choose staging's page size");
+	rc = register_range(e, p, bytes, UFFDIO_REGISTER_MODE_WP);
+	if (rc)
+		return err_sys(err, rc, "memory: cannot register staging");
+	return 0;
+}
+
+static int set_up(struct engine *e, const struct engine_config *cfg, struct err *err)
+{
+	uint64_t ram_bytes = ram_size_bytes(e->ram);
+	uint64_t staging = cfg->staging_bytes ? cfg->staging_bytes : ram_bytes / STAGING_SHARE;
+	int rc;
+
+	if (!cfg->staging_bytes && staging < STAGING_MIN_BYTES)
+		staging = STAGING_MIN_BYTES;
+	staging = staging / PAGE_BYTES * PAGE_BYTES;
+	VERIFY(staging >= PAGE_BYTES && cfg->fault_threads <= FAULT_THREADS_MAX);
+	rc = pages_init(&e->pages, e->host, ram_bytes >> PAGE_SHIFT);
+	if (rc)
+		return err_sys(err, rc, "memory: no room for the page table");
+	rc = open_uffd(e, err);
+	if (rc)
+		return rc;
+	e->pagemap = e->host->pagemap();
+	if (e->pagemap < 0)
+		return err_sys(err, -errno, "memory: cannot open /proc/self/pagemap");
+	e->stop = eventfd(0, EFD_CLOEXEC);
+	if (e->stop < 0)
+		return err_sys(err, -errno, "memory: no eventfd");
+	rc = map_staging(e, staging, err);
+	if (rc)
+		return rc;
+	e->slot_owner = malloc(e->slots * sizeof(*e->slot_owner));
+	e->regions = malloc(SCAN_REGIONS * sizeof(*e->regions));
+	if (!e->slot_owner || !e->regions)
+		return err_sys(err, -ENOMEM, "memory: no room for the engine's tables");
+	memset(e->slot_owner, 0xff, e->slots * sizeof(*e->slot_owner));
+	rc = register_range(e, e->base, ram_bytes, UFFDIO_REGISTER_MODE_WP);
+	if (rc)
+		return err_sys(err, rc, "memory: cannot register guest RAM");
+	rc = fault_start(e, cfg->fault_threads ? cfg->fault_threads : 1);
+	if (!rc && !cfg->manual)
+		rc = reclaim_start(e);
+	return rc ? err_sys(err, rc, "memory: cannot start the engine's threads") : 0;
+}
+
+int engine_create(struct engine **out, const struct engine_config *cfg, struct err *err)
+{
+	struct engine *e = calloc(1, sizeof(*e));
+	int rc;
+
+	VERIFY(out && cfg && cfg->ram && cfg->tier);
+	if (!e)
+		return err_sys(err, -ENOMEM, "memory: no room for the engine");
+	e->ram = cfg->ram;
+	e->host = cfg->host ? cfg->host : &mm_host_linux;
+	e->tier = cfg->tier;
+	e->tier_ctx = cfg->tier_ctx;
+	e->fatal = cfg->fatal;
+	e->fatal_ctx = cfg->fatal_ctx;
+	e->pass_ns = cfg->pass_ns ? cfg->pass_ns : PASS_NS;
+	e->base = ram_slot(e->ram, 0)->hva;
+	e->uffd = e->pagemap = e->stop = -1;
+	pthread_mutex_init(&e->take, NULL);
+	pthread_mutex_init(&e->wake_lock, NULL);
+	pthread_cond_init(&e->wake, NULL);
+	rc = set_up(e, cfg, err);
+	if (rc)
+		engine_destroy(&e);
+	else
+		*out = e;
+	return rc;
+}
+
+void engine_destroy(struct engine **ep)
+{
+	struct engine *e = *ep;
+
+	*ep = NULL;
+	if (!e)
+		return;
+	reclaim_stop(e);
+	fault_stop(e);
+	if (e->uffd >= 0)
+		e->host->close(e->uffd);
+	if (e->pagemap >= 0)
+		e->host->close(e->pagemap);
+	if (e->stop >= 0)
+		close(e->stop);
+	if (e->staging)
+		e->host->munmap(e->staging, e->slots << PAGE_SHIFT);
+	pages_fini(&e->pages);
+	free(e->slot_owner);
+	free(e->regions);
+	pthread_cond_destroy(&e->wake);
+	pthread_mutex_destroy(&e->wake_lock);
+	pthread_mutex_destroy(&e->take);
+	free(e);
+}
+
+/* ---- discarding ------------------------------------------------------------- */
+
+static void forget_page(struct engine *e, uint64_t index)
+{
+	struct page was = e->pages.page[index];
+
+	if (was.state == PAGE_GUEST)
+		return;
+	/* A staged page's slot is emptied when the reclaimer comes by. */
+	page_set(&e->pages, index, PAGE_GUEST, 0);
+	if (was.state != PAGE_STAGED)
+		e->tier->drop(e->tier_ctx, was.payload);
+	counter_inc(CTR_engine_discarded_away);
+}
+
+static void forget_range(struct engine *e, uint64_t index, uint64_t n)
+{
+	while (n) {
+		struct chunk *c = chunk_of(&e->pages, index);
+		uint64_t here = CHUNK_PAGES - index % CHUNK_PAGES;
+
+		if (here > n)
+			here = n;
+		pthread_mutex_lock(&c->lock);
+		for (uint64_t i = 0; c->away && i < here; i++)
+			forget_page(e, index + i);
+		pthread_mutex_unlock(&c->lock);
+		index += here;
+		n -= here;
+	}
+}
+
+/* What is away is forgotten first: a fault that came in between would otherwise
+ * bring old bytes back behind the discard.  No page leaves meanwhile (`take`). */
+int engine_discard(struct engine *e, const struct ram_range *ranges, size_t n)
+{
+	int rc;
+
+	pthread_mutex_lock(&e->take);
+	for (size_t i = 0; i < n; i++) {
+		uint64_t index;
+
+		if (ranges[i].len_bytes && ram_at(e->ram, ranges[i].addr, ranges[i].len_bytes) &&
+		    ram_index_of(e->ram, gfn(ranges[i].addr.v >> PAGE_SHIFT), &index))
+			forget_range(e, index, ranges[i].len_bytes >> PAGE_SHIFT);
+	}
+	rc = ram_discard_many(e->ram, ranges, n);
+	pthread_mutex_unlock(&e->take);
+	return rc;
+}
+
+/* ---- being told, and telling ------------------------------------------------- */
+
+static void wake_reclaimer(struct engine *e)
+{
+	pthread_mutex_lock(&e->wake_lock);
+	pthread_cond_signal(&e->wake);
+	pthread_mutex_unlock(&e->wake_lock);
+}
+
+void engine_limit(struct engine *e, uint64_t bytes)
+{
+	atomic_store(&e->limit_bytes, bytes);
+	wake_reclaimer(e);
+}
+
+void engine_reclaim(struct engine *e, uint64_t bytes)
+{
+	atomic_fetch_add(&e->wanted_bytes, bytes);
+	wake_reclaimer(e);
+}
+
+static uint64_t load(const _Atomic uint64_t *v)
+{
+	return atomic_load_explicit(v, memory_order_relaxed);
+}
+
+void engine_stats(const struct engine *e, struct engine_stats *out)
+{
+	*out = (struct engine_stats){
+		.staged_pages = load(&e->pages.in_state[PAGE_STAGED]),
+		.filled_pages = load(&e->pages.in_state[PAGE_FILLED]),
+		.packed_pages = load(&e->pages.in_state[PAGE_PACKED]),
+		.present_pages = load(&e->present_pages),
+		.tier_bytes = e->tier->held_bytes(e->tier_ctx),
+		.own_bytes = e->pages.count * sizeof(struct page) +
+			     e->pages.chunk_count * sizeof(struct chunk) +
+			     e->slots * sizeof(*e->slot_owner) +
+			     SCAN_REGIONS * sizeof(*e->regions) + sizeof(*e),
+		.limit_bytes = load(&e->limit_bytes),
+	};
+	for (unsigned i = 0; i < ENGINE_AGES; i++)
+		out->age_pages[i] = load(&e->age_pages[i]);
+}

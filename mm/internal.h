@@ -1,0 +1,152 @@
+/*
+ * The engine's inside, shared by engine.c, page.c, fault.c and reclaim.c.
+ *
+ * Locks, in order: `take` (a reclaimer's batch against a discard), then one
+ * chunk's lock.  Never two chunks at once; no system call under them that waits
+ * for a fault.
+ */
+#ifndef BRIM_MM_INTERNAL_H
+#define BRIM_MM_INTERNAL_H
+
+#include <pthread.h>
+
+#include "mm/kernel.h"
+#include "mm/mm.h"
+
+#define CHUNK_PAGES (HUGE_BYTES >> PAGE_SHIFT)
+#define AROUND_MAX 32u /* pages one fault brings back at most */
+#define FAULT_THREADS_MAX 64u
+
+/* ---- page.c --------------------------------------------------------------- */
+
+enum page_state {
+	PAGE_GUEST,  /* in guest RAM, or never touched: the kernel knows which */
+	PAGE_STAGED, /* moved to the slot `payload` of the staging area */
+	PAGE_FILLED, /* in the tier as `payload`, at no cost */
+	PAGE_PACKED, /* in the tier as `payload` */
+	PAGE_STATES
+};
+
+/* One page's entry, 8 bytes.  Under the lock of its chunk. */
+struct page {
+	uint64_t state : 3;
+	uint64_t age : 6;     /* passes since it was last seen written; saturates */
+	uint64_t present : 1; /* GUEST: had memory at the last pass */
+	uint64_t hard : 1;    /* did not compress; until it is written again */
+	uint64_t unused : 5;
+	uint64_t payload : 48;
+};
+_Static_assert(sizeof(struct page) == 8, "8 bytes a page");
+
+struct chunk {
+	pthread_mutex_t lock;
+	/* under lock */
+	uint16_t away;      /* pages not GUEST */
+	uint16_t next;      /* where a sequential reader would fault next */
+	uint8_t around;     /* pages the next sequential fault brings back */
+	bool watched;       /* registered for MISSING */
+};
+
+struct pages {
+	/* fixed at create */
+	uint64_t count;
+	uint64_t chunk_count;
+	struct page *page;   /* [count], mapped: costs what is touched */
+	struct chunk *chunk; /* [chunk_count] */
+	const struct mm_host *host;
+	/* counted by page_set() */
+	_Atomic uint64_t in_state[PAGE_STATES];
+};
+
+int pages_init(struct pages *t, const struct mm_host *host, uint64_t count);
+void pages_fini(struct pages *t);
+static inline struct chunk *chunk_of(struct pages *t, uint64_t index)
+{
+	return &t->chunk[index / CHUNK_PAGES];
+}
+/* The only way from state to state; see page.c for the table. Lock held. */
+void page_set(struct pages *t, uint64_t index, enum page_state to, uint64_t payload);
+bool page_may(enum page_state from, enum page_state to);
+/* Panics unless every count equals what the entries say.  Nobody else may run. */
+void pages_verify(struct pages *t);
+
+/* ---- the engine ------------------------------------------------------------ */
+
+struct engine {
+	/* fixed at create */
+	const struct ram *ram;
+	const struct mm_host *host;
+	const struct mm_tier *tier;
+	void *tier_ctx;
+	void (*fatal)(void *ctx, const char *why);
+	void *fatal_ctx;
+	uint64_t pass_ns;
+	uint8_t *base;      /* of guest RAM, dense */
+	uint8_t *staging;
+	uint64_t slots;     /* pages of staging */
+	int uffd, pagemap, stop;
+	unsigned fault_threads;
+	bool has_reclaimer;
+	pthread_t fault_thread[FAULT_THREADS_MAX], reclaimer;
+
+	struct pages pages;
+	pthread_mutex_t take;
+
+	/* owned by the reclaimer */
+	uint32_t *slot_owner;    /* [slots] page index, or SLOT_EMPTY */
+	uint64_t head, tail;     /* slots used, slots emptied; ever rising */
+	uint64_t cursor;         /* where the sweep for cold pages goes on */
+	struct page_region *regions;
+
+	/* told to the reclaimer, under wake_lock */
+	pthread_mutex_t wake_lock;
+	pthread_cond_t wake;
+	bool stopping;
+	_Atomic uint64_t limit_bytes, wanted_bytes;
+
+	/* anybody's to read */
+	_Atomic uint64_t present_pages;
+	_Atomic uint64_t age_pages[ENGINE_AGES];
+	atomic_flag dead;
+};
+
+#define SLOT_EMPTY UINT32_MAX
+#define SCAN_REGIONS 2048u
+
+static inline uint8_t *page_at(const struct engine *e, uint64_t index)
+{
+	return e->base + (index << PAGE_SHIFT);
+}
+
+static inline uint8_t *slot_at(const struct engine *e, uint64_t slot)
+{
+	return e->staging + (slot << PAGE_SHIFT);
+}
+
+/* The VM cannot go on: says so once. */
+void engine_dead(struct engine *e, uint64_t index, const char *what, int rc);
+
+/* engine.c: UFFDIO_MOVE of n pages; repeats what the kernel asks to repeat.
+ * Returns the pages moved, or -errno where the first could not be. */
+int64_t engine_move(struct engine *e, void *to, void *from, uint64_t n);
+
+/* Has the kernel tell us of touches of missing pages in it.  Lock held. 0 or -errno. */
+int engine_watch(struct engine *e, uint64_t chunk);
+
+/* fault.c */
+int fault_start(struct engine *e, unsigned threads);
+void fault_stop(struct engine *e);
+/* Brings the page back, as for a fault on it; `buf` holds AROUND_MAX pages. */
+void fault_serve(struct engine *e, uint64_t index, uint8_t *buf);
+/* A staged page's way home. Lock held. 0 or -errno. */
+int fault_unstage(struct engine *e, uint64_t index);
+
+/* reclaim.c */
+int reclaim_start(struct engine *e);
+void reclaim_stop(struct engine *e);
+/* One round: look at every page, then take what is over the limit or was asked
+ * for.  True when there is more to do and it got somewhere. */
+bool engine_tick(struct engine *e);
+void engine_pass(struct engine *e);
+
+#endif

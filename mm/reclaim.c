@@ -1,0 +1,432 @@
+/*
+ * Taking memory: which pages are cold, and getting them out.
+ *
+ *   pass    PAGEMAP_SCAN tells which pages have memory and which were written
+ *           since the last pass, and re-arms the notes.  Ages count passes.
+ *   stage   the coldest are moved to staging, in runs.  A touch moves them back:
+ *           that is the read sample the kernel has no cheap bit for.
+ *   pack    what is still there in the next round goes to the tier.
+ *
+ * Staging is a ring of slots: filled at the head, emptied at the tail, so its
+ * memory is given back in long runs.  A page that was touched or discarded in
+ * between leaves a slot that is empty or stale; the tail passes over it.
+ *
+ * The target is met by rounds (engine_tick): a round packs what earlier rounds
+ * staged, then stages as much again as is still over.  When too little is cold,
+ * younger pages are taken; a limit is a limit.
+ *
+ * Threads: the reclaimer only (or a test in its place).
+ *
+ * Invariants:
+ *  I1  A page is read for the tier only while it is STAGED and its chunk's lock is
+ *      held: nobody can write it.
+ *  I2  A slot is used again only after the tail has passed it and its memory was
+ *      given back.
+ */
+#include "mm/internal.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <time.h>
+
+#define ROUND_PAGES 4096u /* staged in one go at most, between looks at the target */
+#define AGE_MAX (ENGINE_AGES - 1)
+
+/* ---- the pass ---------------------------------------------------------------- */
+
+struct tally {
+	uint64_t present;
+	uint64_t age[ENGINE_AGES];
+};
+
+static void note_absent(struct page *p)
+{
+	p->present = 0;
+	p->age = 0;
+}
+
+static void note_present(struct page *p, bool written, struct tally *t)
+{
+	if (written) {
+		p->age = 0;
+		p->hard = 0;
+	} else if (p->age < AGE_MAX) {
+		p->age++;
+	}
+	p->present = 1;
+	t->present++;
+	t->age[p->age]++;
+}
+
+/* Pages [from, to), all of one kind. */
+static void note_range(struct engine *e, uint64_t from, uint64_t to, uint64_t categories,
+		       struct tally *t)
+{
+	while (from < to) {
+		struct chunk *c = chunk_of(&e->pages, from);
+		uint64_t end = (from / CHUNK_PAGES + 1) * CHUNK_PAGES;
+
+		if (end > to)
+			end = to;
+		pthread_mutex_lock(&c->lock);
+		for (; from < end; from++) {
+			struct page *p = &e->pages.page[from];
+
+			if (p->state != PAGE_GUEST)
+				continue;
+			if (categories & PAGE_IS_PRESENT)
+				note_present(p, categories & PAGE_IS_WRITTEN, t);
+			else
+				note_absent(p);
+		}
+		pthread_mutex_unlock(&c->lock);
+	}
+}
+
+/* One call's worth from page `from` on; returns where the next one starts. */
+static int64_t scan_some(struct engine *e, uint64_t from, struct tally *t)
+{
+	uint64_t base = (uint64_t)e->base, at = from;
+	struct pm_scan_arg a = {
+		.size = sizeof(a),
+		.flags = PM_SCAN_WP_MATCHING | PM_SCAN_CHECK_WPASYNC,
+		.start = base + (from << PAGE_SHIFT),
+		.end = base + (e->pages.count << PAGE_SHIFT),
+		.vec = (uint64_t)e->regions,
+		.vec_len = SCAN_REGIONS,
+		/* has memory of its own: not the kernel's zero page */
+		.category_mask = PAGE_IS_PRESENT | PAGE_IS_PFNZERO,
+		.category_inverted = PAGE_IS_PFNZERO,
+		.return_mask = PAGE_IS_PRESENT | PAGE_IS_WRITTEN,
+	};
+	int n = e->host->ioctl(e->pagemap, PAGEMAP_SCAN, &a);
+
+	if (n < 0)
+		return -errno;
+	for (int i = 0; i < n; i++) {
+		uint64_t first = (e->regions[i].start - base) >> PAGE_SHIFT;
+		uint64_t last = (e->regions[i].end - base) >> PAGE_SHIFT;
+
+		note_range(e, at, first, 0, t);
+		note_range(e, first, last, e->regions[i].categories, t);
+		at = last;
+	}
+	from = (a.walk_end - base) >> PAGE_SHIFT;
+	note_range(e, at, from, 0, t);
+	return (int64_t)from;
+}
+
+void engine_pass(struct engine *e)
+{
+	struct tally t = { 0 };
+
+	for (uint64_t at = 0; at < e->pages.count;) {
+		int64_t next = scan_some(e, at, &t);
+
+		if (next <= (int64_t)at) {
+			counter_inc(CTR_engine_scan_errors);
+			return; /* ages stay as they are */
+		}
+		at = (uint64_t)next;
+	}
+	counter_inc(CTR_engine_passes);
+	atomic_store(&e->present_pages, t.present);
+	for (unsigned i = 0; i < ENGINE_AGES; i++)
+		atomic_store(&e->age_pages[i], t.age[i]);
+}
+
+/* ---- staging ------------------------------------------------------------------ */
+
+static uint64_t slots_free(const struct engine *e)
+{
+	return e->slots - (e->head - e->tail);
+}
+
+/* Slots in a row from the head on. */
+static uint64_t slots_in_row(const struct engine *e)
+{
+	uint64_t to_end = e->slots - e->head % e->slots;
+
+	return to_end < slots_free(e) ? to_end : slots_free(e);
+}
+
+static void note_staged(struct engine *e, uint64_t index, uint64_t n)
+{
+	for (uint64_t i = 0; i < n; i++, e->head++) {
+		e->slot_owner[e->head % e->slots] = (uint32_t)(index + i);
+		page_set(&e->pages, index + i, PAGE_STAGED, e->head % e->slots);
+	}
+	counter_add(CTR_engine_staged, n);
+}
+
+/* The page at the head of a run that would not go. */
+static void note_refused(struct engine *e, uint64_t index, int64_t rc)
+{
+	struct page *p = &e->pages.page[index];
+
+	p->age = 0;
+	if (rc == -ENOENT)
+		p->present = 0; /* discarded since the pass */
+	else
+		counter_inc(rc == -EBUSY ? CTR_engine_pinned : CTR_engine_move_errors);
+	if (rc == -EEXIST)
+		e->head++; /* the slot still has memory: the tail will empty it */
+}
+
+/* Moves pages [index, index+n) of one chunk out.  Lock held.  Returns how many
+ * slots' worth were taken. */
+static uint64_t stage_run(struct engine *e, uint64_t index, uint64_t n)
+{
+	uint64_t taken = 0;
+
+	while (n && slots_free(e)) {
+		uint64_t row = slots_in_row(e);
+		int64_t done = engine_move(e, slot_at(e, e->head % e->slots), page_at(e, index),
+					   n < row ? n : row);
+
+		if (done < 0) {
+			note_refused(e, index, done);
+			done = 1;
+		} else {
+			note_staged(e, index, (uint64_t)done);
+			taken += (uint64_t)done;
+		}
+		index += (uint64_t)done;
+		n -= (uint64_t)done;
+	}
+	return taken;
+}
+
+static bool is_cold(const struct page *p, unsigned min_age)
+{
+	return p->state == PAGE_GUEST && p->present && !p->hard && p->age >= min_age;
+}
+
+/* Takes at most `want` pages of the chunk. */
+static uint64_t stage_chunk(struct engine *e, uint64_t chunk, unsigned min_age, uint64_t want)
+{
+	struct chunk *c = &e->pages.chunk[chunk];
+	uint64_t end = (chunk + 1) * CHUNK_PAGES, taken = 0;
+
+	pthread_mutex_lock(&c->lock);
+	for (uint64_t i = chunk * CHUNK_PAGES; i < end && taken < want && slots_free(e);) {
+		uint64_t n = 0;
+
+		while (i + n < end && n < want - taken && is_cold(&e->pages.page[i + n], min_age))
+			n++;
+		if (n && engine_watch(e, chunk))
+			break;
+		taken += n ? stage_run(e, i, n) : 0;
+		i += n ? n : 1;
+	}
+	pthread_mutex_unlock(&c->lock);
+	return taken;
+}
+
+/* The greatest age such that enough pages have it or a greater one. */
+static unsigned age_for(const struct engine *e, uint64_t want)
+{
+	uint64_t sum = 0;
+	unsigned age = AGE_MAX;
+
+	for (;; age--) {
+		sum += atomic_load(&e->age_pages[age]);
+		if (sum >= want || age == 0)
+			return age;
+	}
+}
+
+static uint64_t stage(struct engine *e, uint64_t want)
+{
+	unsigned min_age = age_for(e, want);
+	uint64_t taken = 0;
+
+	for (uint64_t n = 0; n < e->pages.chunk_count && taken < want && slots_free(e); n++) {
+		/* a discard waits for one chunk at most */
+		pthread_mutex_lock(&e->take);
+		taken += stage_chunk(e, e->cursor, min_age, want - taken);
+		pthread_mutex_unlock(&e->take);
+		if (taken < want && slots_free(e))
+			e->cursor = (e->cursor + 1) % e->pages.chunk_count;
+	}
+	return taken;
+}
+
+/* ---- packing ------------------------------------------------------------------- */
+
+/* The page does not go to the tier: back to the guest.  Lock held. */
+static void give_back(struct engine *e, uint64_t index, bool hard)
+{
+	int rc = fault_unstage(e, index);
+
+	if (rc) {
+		engine_dead(e, index, "staging", rc);
+		return;
+	}
+	e->pages.page[index].hard = hard;
+	counter_inc(hard ? CTR_engine_incompressible : CTR_engine_tier_full);
+}
+
+/* 1: packed, 0: nothing to do or given back, -ENOSPC: given back, and so will the
+ * next be. */
+static int pack_slot(struct engine *e, uint64_t slot)
+{
+	uint64_t index = e->slot_owner[slot], ref;
+	struct page *p;
+	bool filled;
+	int rc = 0;
+
+	if (index == SLOT_EMPTY)
+		return 0;
+	pthread_mutex_lock(&chunk_of(&e->pages, index)->lock);
+	p = &e->pages.page[index];
+	if (p->state == PAGE_STAGED && p->payload == slot) {
+		rc = e->tier->put(e->tier_ctx, index, slot_at(e, slot), &ref, &filled);
+		if (!rc)
+			page_set(&e->pages, index, filled ? PAGE_FILLED : PAGE_PACKED, ref);
+		else
+			give_back(e, index, rc == -E2BIG);
+		rc = rc == 0 ? 1 : rc == -E2BIG ? 0 : -ENOSPC;
+	}
+	pthread_mutex_unlock(&chunk_of(&e->pages, index)->lock);
+	e->slot_owner[slot] = SLOT_EMPTY;
+	counter_add(CTR_engine_packed, rc == 1);
+	return rc;
+}
+
+/* Gives back the memory of n slots from the tail on (in a row), then frees them. */
+static bool empty_slots(struct engine *e, uint64_t n)
+{
+	uint8_t *at = slot_at(e, e->tail % e->slots);
+	int tries = 0;
+
+	while (e->host->madvise(at, n << PAGE_SHIFT, MADV_DONTNEED) < 0)
+		if (++tries == 3)
+			return false; /* another round will try again */
+	e->tail += n;
+	return true;
+}
+
+/* Packs from the tail up to slot number `to`, at most `want` pages.  *full is set
+ * when the tier has no room. */
+static uint64_t pack(struct engine *e, uint64_t to, uint64_t want, bool *full)
+{
+	uint64_t packed = 0;
+
+	while (e->tail < to && packed < want && !*full) {
+		uint64_t row = e->slots - e->tail % e->slots, n = 0;
+
+		if (row > to - e->tail)
+			row = to - e->tail;
+		while (n < row && packed < want && !*full) {
+			int rc = pack_slot(e, (e->tail + n) % e->slots);
+
+			packed += rc == 1;
+			*full = rc == -ENOSPC;
+			n++;
+		}
+		if (!empty_slots(e, n))
+			break;
+	}
+	return packed;
+}
+
+/* ---- rounds --------------------------------------------------------------------- */
+
+static uint64_t held_pages(const struct engine *e)
+{
+	return atomic_load(&e->present_pages) +
+	       atomic_load(&e->pages.in_state[PAGE_STAGED]) +
+	       (e->tier->held_bytes(e->tier_ctx) >> PAGE_SHIFT);
+}
+
+/* Pages to get rid of: over the limit, or asked for. */
+static uint64_t pages_over(const struct engine *e)
+{
+	uint64_t limit = atomic_load(&e->limit_bytes) >> PAGE_SHIFT;
+	uint64_t want = atomic_load(&e->wanted_bytes) >> PAGE_SHIFT;
+	uint64_t held = held_pages(e), over = limit && held > limit ? held - limit : 0;
+
+	return over > want ? over : want;
+}
+
+static void count_down(struct engine *e, uint64_t pages)
+{
+	uint64_t was = atomic_load(&e->wanted_bytes), now;
+
+	do
+		now = was > pages << PAGE_SHIFT ? was - (pages << PAGE_SHIFT) : 0;
+	while (!atomic_compare_exchange_weak(&e->wanted_bytes, &was, now));
+}
+
+bool engine_tick(struct engine *e)
+{
+	uint64_t over, packed, staged = 0, before = e->head;
+	bool full = false;
+
+	engine_pass(e);
+	over = pages_over(e);
+	if (!over)
+		return false;
+	packed = pack(e, before, over, &full);
+	count_down(e, packed);
+	over = over > packed ? over - packed : 0;
+	if (over && !full)
+		staged = stage(e, over < ROUND_PAGES ? over : ROUND_PAGES);
+	if (e->tier->tidy)
+		e->tier->tidy(e->tier_ctx);
+	if (full)
+		atomic_store(&e->wanted_bytes, 0); /* said so by its counter */
+	return !full && over && packed + staged;
+}
+
+static void *reclaim_main(void *arg)
+{
+	struct engine *e = arg;
+	bool more = false;
+
+	role_set(ROLE_RECLAIM);
+	pthread_mutex_lock(&e->wake_lock);
+	while (!e->stopping) {
+		struct timespec until;
+
+		if (!atomic_load(&e->limit_bytes) && !atomic_load(&e->wanted_bytes)) {
+			pthread_cond_wait(&e->wake, &e->wake_lock);
+			continue;
+		}
+		if (!more) {
+			clock_gettime(CLOCK_REALTIME, &until);
+			until.tv_nsec += (long)e->pass_ns;
+			until.tv_sec += until.tv_nsec / 1000000000;
+			until.tv_nsec %= 1000000000;
+			pthread_cond_timedwait(&e->wake, &e->wake_lock, &until);
+		}
+		pthread_mutex_unlock(&e->wake_lock);
+		more = engine_tick(e);
+		pthread_mutex_lock(&e->wake_lock);
+	}
+	pthread_mutex_unlock(&e->wake_lock);
+	return NULL;
+}
+
+int reclaim_start(struct engine *e)
+{
+	int rc = pthread_create(&e->reclaimer, NULL, reclaim_main, e);
+
+	e->has_reclaimer = rc == 0;
+	return -rc;
+}
+
+void reclaim_stop(struct engine *e)
+{
+	if (!e->has_reclaimer)
+		return;
+	pthread_mutex_lock(&e->wake_lock);
+	e->stopping = true;
+	pthread_cond_signal(&e->wake);
+	pthread_mutex_unlock(&e->wake_lock);
+	pthread_join(e->reclaimer, NULL);
+	e->has_reclaimer = false;
+}

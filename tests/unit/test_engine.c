@@ -1,0 +1,684 @@
+/*
+ * The memory engine, natively: threads stand for vCPUs, a plain table of copies
+ * for the tier.  Where userfaultfd may not be used, the tests are skipped, and say
+ * so.
+ *
+ *   BRIM_SEED         the stress test's seed (printed)
+ *   BRIM_STRESS_S     its length in seconds (default 3)
+ */
+#include <criterion/criterion.h>
+
+#include <errno.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "mm/internal.h"
+
+#define RAM_BYTES (64 * MiB)
+#define PAGES (RAM_BYTES >> PAGE_SHIFT)
+
+/* ---- a tier that keeps plain copies ------------------------------------------- */
+
+struct copies {
+	uint8_t *of[PAGES]; /* by page index; ref is index + 1 */
+	_Atomic uint64_t held;
+	uint64_t full_at;   /* no more than that many pages; 0: no bound */
+	_Atomic int damaged; /* answer of get for page `damaged_index` */
+	_Atomic uint64_t damaged_index;
+};
+
+static bool same_throughout(const void *page)
+{
+	const uint64_t *w = page;
+
+	for (unsigned i = 1; i < PAGE_BYTES / sizeof(*w); i++)
+		if (w[i] != w[0])
+			return false;
+	return true;
+}
+
+static int copies_put(void *ctx, uint64_t index, const void *page, uint64_t *ref, bool *filled)
+{
+	struct copies *c = ctx;
+
+	if (*(const uint64_t *)page == 0xE2B16) /* the tests' mark of what does not compress */
+		return -E2BIG;
+	if (c->full_at && c->held >= c->full_at)
+		return -ENOSPC;
+	cr_assert_null(c->of[index], "page %lu put twice", (unsigned long)index);
+	c->of[index] = malloc(PAGE_BYTES);
+	memcpy(c->of[index], page, PAGE_BYTES);
+	*filled = same_throughout(page);
+	*ref = index + 1;
+	c->held++;
+	return 0;
+}
+
+static int copies_get(void *ctx, uint64_t ref, uint64_t index, void *page)
+{
+	struct copies *c = ctx;
+
+	cr_assert_eq(ref, index + 1);
+	cr_assert_not_null(c->of[index]);
+	if (c->damaged && index == c->damaged_index)
+		return c->damaged;
+	memcpy(page, c->of[index], PAGE_BYTES);
+	return 0;
+}
+
+static void copies_drop(void *ctx, uint64_t ref)
+{
+	struct copies *c = ctx;
+
+	cr_assert_not_null(c->of[ref - 1]);
+	free(c->of[ref - 1]);
+	c->of[ref - 1] = NULL;
+	c->held--;
+}
+
+/* A quarter of what went in, as if it had been packed. */
+static uint64_t copies_held(void *ctx)
+{
+	return ((struct copies *)ctx)->held * PAGE_BYTES / 4;
+}
+
+static const struct mm_tier copies_tier = {
+	.put = copies_put, .get = copies_get, .drop = copies_drop, .held_bytes = copies_held,
+};
+
+/* ---- a VM's memory under an engine --------------------------------------------- */
+
+struct box {
+	struct ram *ram;
+	struct engine *e;
+	uint8_t *mem;
+	struct copies copies;
+	struct mm_host host;
+	_Atomic int fatal;
+};
+
+/* The call of the engine's table that fails: counts down, fails at 0 and from then
+ * on for as long as `fail_len` says. */
+static _Atomic long fail_at = -1;
+static _Atomic int fail_errno = ENOMEM;
+
+static bool fails(void)
+{
+	long n = fail_at;
+
+	while (n >= 0 && !atomic_compare_exchange_weak(&fail_at, &n, n - 1))
+		;
+	if (n != 0)
+		return false;
+	errno = fail_errno;
+	return true;
+}
+
+static int failing_ioctl(int fd, unsigned long request, void *arg)
+{
+	if (fails()) {
+		if (request == UFFDIO_COPY)
+			((struct uffdio_copy *)arg)->copy = -fail_errno;
+		if (request == UFFDIO_MOVE)
+			((struct uffdio_move *)arg)->move = -fail_errno;
+		return -1;
+	}
+	return mm_host_linux.ioctl(fd, request, arg);
+}
+
+static int failing_madvise(void *addr, size_t len, int advice)
+{
+	return fails() ? -1 : mm_host_linux.madvise(addr, len, advice);
+}
+
+static void *failing_mmap(void *addr, size_t len, int prot, int flags, int fd, int64_t off)
+{
+	return fails() ? (void *)-1 : mm_host_linux.mmap(addr, len, prot, flags, fd, off);
+}
+
+static int failing_userfaultfd(int flags)
+{
+	return fails() ? -1 : mm_host_linux.userfaultfd(flags);
+}
+
+static int failing_pagemap(void)
+{
+	return fails() ? -1 : mm_host_linux.pagemap();
+}
+
+static void on_fatal(void *ctx, const char *why)
+{
+	struct box *b = ctx;
+
+	cr_log_info("%s", why);
+	b->fatal++;
+}
+
+/* -errno of engine_create. */
+static int box_open(struct box *b, struct engine_config cfg)
+{
+	struct err err = { "" };
+	bool armed = fail_at >= 0;
+	int rc;
+
+	memset(b, 0, sizeof(*b));
+	b->host = mm_host_linux;
+	b->host.ioctl = failing_ioctl;
+	b->host.madvise = failing_madvise;
+	b->host.mmap = failing_mmap;
+	b->host.userfaultfd = failing_userfaultfd;
+	b->host.pagemap = failing_pagemap;
+	rc = ram_create(&b->ram, &(struct ram_config){ .size_bytes = RAM_BYTES,
+						       .huge = RAM_HUGE_NEVER }, &err);
+	cr_assert_eq(rc, 0, "%s", err.msg);
+	b->mem = ram_slot(b->ram, 0)->hva;
+	cfg.ram = b->ram;
+	cfg.host = &b->host;
+	cfg.tier = &copies_tier;
+	cfg.tier_ctx = &b->copies;
+	cfg.fatal = on_fatal;
+	cfg.fatal_ctx = b;
+	rc = engine_create(&b->e, &cfg, &err);
+	if (!armed && (rc == -EPERM || rc == -ENOSYS))
+		cr_skip_test("%s", err.msg);
+	return rc;
+}
+
+/* A fault wakes the toucher before the books are written, under the chunk's lock. */
+static void settle(struct box *b)
+{
+	for (uint64_t i = 0; i < b->e->pages.chunk_count; i++) {
+		pthread_mutex_lock(&b->e->pages.chunk[i].lock);
+		pthread_mutex_unlock(&b->e->pages.chunk[i].lock);
+	}
+}
+
+static void box_close(struct box *b)
+{
+	if (b->e) {
+		settle(b);
+		pages_verify(&b->e->pages);
+	}
+	engine_destroy(&b->e);
+	ram_destroy(&b->ram);
+	for (unsigned i = 0; i < PAGES; i++)
+		free(b->copies.of[i]);
+}
+
+#define MANUAL ((struct engine_config){ .manual = true, .fault_threads = 2 })
+
+/* Content that tells page and version, and is never one word throughout. */
+static void fill(uint8_t *page, uint64_t index, uint64_t version)
+{
+	uint64_t *w = (uint64_t *)page;
+
+	for (unsigned i = 0; i < PAGE_BYTES / sizeof(*w); i++)
+		w[i] = index << 40 ^ version << 12 ^ i;
+}
+
+static bool has(const uint8_t *page, uint64_t index, uint64_t version)
+{
+	const uint64_t *w = (const uint64_t *)page;
+
+	for (unsigned i = 0; i < PAGE_BYTES / sizeof(*w); i++)
+		if (w[i] != (index << 40 ^ version << 12 ^ i))
+			return false;
+	return true;
+}
+
+static uint8_t *at(struct box *b, uint64_t index)
+{
+	return b->mem + (index << PAGE_SHIFT);
+}
+
+static void fill_first(struct box *b, uint64_t n)
+{
+	for (uint64_t i = 0; i < n; i++)
+		fill(at(b, i), i, 1);
+}
+
+static void check_first(struct box *b, uint64_t n)
+{
+	for (uint64_t i = 0; i < n; i++)
+		cr_assert(has(at(b, i), i, 1), "page %lu", (unsigned long)i);
+}
+
+static struct page entry(struct box *b, uint64_t index)
+{
+	struct chunk *c = chunk_of(&b->e->pages, index);
+	struct page p;
+
+	pthread_mutex_lock(&c->lock);
+	p = b->e->pages.page[index];
+	pthread_mutex_unlock(&c->lock);
+	return p;
+}
+
+static struct engine_stats stats(struct box *b)
+{
+	struct engine_stats s;
+
+	settle(b);
+	engine_stats(b->e, &s);
+	return s;
+}
+
+/* Enough rounds to get `pages` packed out of otherwise idle memory. */
+static void push_out(struct box *b, uint64_t pages)
+{
+	engine_reclaim(b->e, pages << PAGE_SHIFT);
+	for (int i = 0; i < 50 && atomic_load(&b->e->wanted_bytes); i++)
+		engine_tick(b->e);
+}
+
+Test(engine, pages_taken_come_back_as_they_were)
+{
+	static struct box b;
+	struct engine_stats s;
+
+	cr_assert_eq(box_open(&b, MANUAL), 0);
+	fill_first(&b, 4096);
+	push_out(&b, 3000);
+	s = stats(&b);
+	cr_assert_geq(s.packed_pages, 3000);
+	cr_assert_eq(s.packed_pages, b.copies.held);
+	check_first(&b, 4096);
+	s = stats(&b);
+	cr_assert_eq(s.packed_pages + s.filled_pages, 0);
+	cr_assert_eq(b.copies.held, 0);
+	box_close(&b);
+}
+
+Test(engine, memory_is_really_given_back)
+{
+	static struct box b;
+	uint64_t before, after;
+
+	cr_assert_eq(box_open(&b, MANUAL), 0);
+	fill_first(&b, 4096);
+	cr_assert_eq(ram_resident_bytes(b.ram, &before), 0);
+	push_out(&b, 4096);
+	cr_assert_eq(ram_resident_bytes(b.ram, &after), 0);
+	cr_assert_eq(before, 4096 * PAGE_BYTES);
+	cr_assert_leq(after, 8 * PAGE_BYTES);
+	cr_assert_eq(stats(&b).staged_pages, 0);
+	cr_assert_eq(b.e->head, b.e->tail, "staging still has memory");
+	box_close(&b);
+}
+
+Test(engine, staged_page_touched_is_not_packed)
+{
+	static struct box b;
+
+	cr_assert_eq(box_open(&b, MANUAL), 0);
+	fill_first(&b, 64);
+	engine_reclaim(b.e, 64 << PAGE_SHIFT);
+	engine_tick(b.e); /* stages; what is packed was staged in an earlier round */
+	cr_assert_eq(stats(&b).staged_pages, 64);
+	cr_assert(has(at(&b, 5), 5, 1));
+	cr_assert_eq(stats(&b).staged_pages, 63);
+	engine_tick(b.e);
+	cr_assert_eq(stats(&b).packed_pages, 63);
+	cr_assert_null(b.copies.of[5]);
+	check_first(&b, 64);
+	box_close(&b);
+}
+
+Test(engine, written_pages_stay_while_colder_ones_go)
+{
+	static struct box b;
+
+	cr_assert_eq(box_open(&b, MANUAL), 0);
+	fill_first(&b, 1024);
+	for (int pass = 0; pass < 4; pass++) {
+		for (uint64_t i = 0; i < 512; i++)
+			fill(at(&b, i), i, 1);
+		engine_pass(b.e);
+	}
+	cr_assert_eq(stats(&b).age_pages[0], 512);
+	cr_assert_eq(stats(&b).age_pages[3], 512);
+	push_out(&b, 512);
+	for (uint64_t i = 0; i < 1024; i++)
+		cr_assert_eq(entry(&b, i).state == PAGE_GUEST, i < 512, "page %lu",
+			     (unsigned long)i);
+	check_first(&b, 1024);
+	box_close(&b);
+}
+
+Test(engine, filled_page_comes_back_with_its_pattern)
+{
+	static struct box b;
+
+	cr_assert_eq(box_open(&b, MANUAL), 0);
+	memset(at(&b, 1), 0, PAGE_BYTES);
+	memset(at(&b, 2), 0xA5, PAGE_BYTES);
+	push_out(&b, 2);
+	cr_assert_eq(stats(&b).filled_pages, 2);
+	cr_assert(same_throughout(at(&b, 1)) && at(&b, 1)[9] == 0);
+	cr_assert(same_throughout(at(&b, 2)) && at(&b, 2)[9] == 0xA5);
+	at(&b, 1)[0] = 7; /* also where the kernel's zero page was mapped */
+	cr_assert_eq(at(&b, 1)[0], 7);
+	box_close(&b);
+}
+
+Test(engine, incompressible_page_goes_home_and_is_left_alone_until_written)
+{
+	static struct box b;
+	uint64_t *w;
+
+	cr_assert_eq(box_open(&b, MANUAL), 0);
+	w = (uint64_t *)at(&b, 3);
+	w[0] = 0xE2B16;
+	w[1] = 42;
+	push_out(&b, 1);
+	cr_assert_eq(entry(&b, 3).state, PAGE_GUEST);
+	cr_assert(entry(&b, 3).hard);
+	cr_assert_eq(w[1], 42);
+	w[0] = 1;
+	push_out(&b, 1);
+	cr_assert_eq(stats(&b).packed_pages, 1);
+	cr_assert_eq(w[1], 42);
+	box_close(&b);
+}
+
+Test(engine, full_tier_loses_nothing)
+{
+	static struct box b;
+
+	cr_assert_eq(box_open(&b, MANUAL), 0);
+	b.copies.full_at = 100;
+	fill_first(&b, 1000);
+	push_out(&b, 1000);
+	cr_assert_eq(stats(&b).packed_pages, 100);
+	check_first(&b, 1000);
+	box_close(&b);
+}
+
+Test(engine, untouched_memory_of_a_watched_chunk_reads_zero)
+{
+	static struct box b;
+
+	cr_assert_eq(box_open(&b, MANUAL), 0);
+	fill_first(&b, 8);
+	push_out(&b, 8);
+	cr_assert(b.e->pages.chunk[0].watched);
+	cr_assert_eq(at(&b, 100)[17], 0);
+	at(&b, 101)[17] = 9;
+	cr_assert_eq(at(&b, 101)[17], 9);
+	box_close(&b);
+}
+
+Test(engine, discarded_pages_read_zero_wherever_they_were)
+{
+	static struct box b;
+	struct ram_range r = { gpa(0), 96 * PAGE_BYTES };
+
+	cr_assert_eq(box_open(&b, MANUAL), 0);
+	fill_first(&b, 128);
+	push_out(&b, 128);             /* 0..127 packed */
+	check_first(&b, 64);           /* 0..63 back */
+	engine_reclaim(b.e, 32 << PAGE_SHIFT);
+	engine_tick(b.e);              /* some of them staged */
+	cr_assert_eq(engine_discard(b.e, &r, 1), 1);
+	for (uint64_t i = 0; i < 96; i++)
+		cr_assert(same_throughout(at(&b, i)) && at(&b, i)[0] == 0, "page %lu",
+			  (unsigned long)i);
+	for (uint64_t i = 96; i < 128; i++)
+		cr_assert(has(at(&b, i), i, 1));
+	push_out(&b, 128);
+	for (uint64_t i = 96; i < 128; i++)
+		cr_assert(has(at(&b, i), i, 1));
+	box_close(&b);
+}
+
+Test(engine, damaged_page_ends_the_vm_by_name_and_nothing_else)
+{
+	static struct box b;
+	uint8_t buf[PAGE_BYTES];
+
+	cr_assert_eq(box_open(&b, MANUAL), 0);
+	fill_first(&b, 64);
+	push_out(&b, 64);
+	b.copies.damaged = -EIO;
+	b.copies.damaged_index = 7;
+	fault_serve(b.e, 7, buf);
+	cr_assert_eq(b.fatal, 1);
+	cr_assert_eq(entry(&b, 7).state, PAGE_PACKED, "it must stay missing");
+	b.copies.damaged = 0;
+	check_first(&b, 64);
+	box_close(&b);
+}
+
+Test(engine, sequential_reader_gets_pages_around)
+{
+	static struct box b;
+	uint64_t faults, before;
+
+	cr_assert_eq(box_open(&b, MANUAL), 0);
+	fill_first(&b, 512);
+	push_out(&b, 512);
+	before = counter_get(CTR_engine_faults_packed);
+	check_first(&b, 512);
+	faults = counter_get(CTR_engine_faults_packed) - before;
+	cr_assert_lt(faults, 40, "%lu faults for 512 pages in a row", (unsigned long)faults);
+	box_close(&b);
+}
+
+Test(engine, transitions_are_the_table_and_no_others)
+{
+	static const char *allowed[PAGE_STATES] = {
+		[PAGE_GUEST] = "S", [PAGE_STAGED] = "GFP", [PAGE_FILLED] = "G", [PAGE_PACKED] = "GP",
+	};
+
+	for (int from = 0; from < PAGE_STATES; from++)
+		for (int to = 0; to < PAGE_STATES; to++)
+			cr_assert_eq(page_may(from, to), strchr(allowed[from], "GSFP"[to]) != NULL,
+				     "%d to %d", from, to);
+}
+
+/* ---- every call fails once -------------------------------------------------------- */
+
+enum outcome { ALL_RIGHT, NONE_LEFT, REFUSED, ENDED, WRONG, OUTCOMES };
+
+static void end_here(void *ctx, const char *why)
+{
+	_exit(why[0] ? ENDED : WRONG);
+}
+
+static bool first_are(struct box *b, uint64_t from, uint64_t to)
+{
+	while (from < to && has(at(b, from), from, 1))
+		from++;
+	return from == to;
+}
+
+/* A scenario with all kinds of moves, in which call n fails. */
+static enum outcome scenario(long n, int error)
+{
+	static struct box b;
+	struct ram_range r = { gpa(64 * PAGE_BYTES), 32 * PAGE_BYTES };
+
+	fail_errno = error;
+	fail_at = n;
+	if (box_open(&b, MANUAL))
+		return REFUSED;
+	b.e->fatal = end_here; /* as a VM: the toucher of a lost page never goes on */
+	fill_first(&b, 256);
+	push_out(&b, 200);
+	if (!first_are(&b, 0, 64))
+		return WRONG;
+	if (engine_discard(b.e, &r, 1) == 1)
+		for (uint64_t i = 64; i < 96; i++)
+			fill(at(&b, i), i, 1);
+	push_out(&b, 200);
+	if (!first_are(&b, 0, 256))
+		return WRONG;
+	settle(&b);
+	pages_verify(&b.e->pages);
+	return fail_at >= 0 ? NONE_LEFT : ALL_RIGHT;
+}
+
+static enum outcome scenario_in_child(long n, int error)
+{
+	pid_t child = fork();
+	int status;
+
+	if (child == 0)
+		_exit(scenario(n, error));
+	cr_assert_eq(waitpid(child, &status, 0), child);
+	cr_assert(WIFEXITED(status), "call %ld, errno %d: died of signal %d", n, error,
+		  WTERMSIG(status));
+	return WEXITSTATUS(status);
+}
+
+/* Call 0 fails, then call 1, ... until a whole run has none left to fail.  Either an
+ * error was returned at the start, or every page is as it was, or the VM was ended
+ * by name.  Never a third outcome. */
+Test(engine, every_call_may_fail_once, .timeout = 600)
+{
+	static const int errors[] = { ENOMEM, EAGAIN, EBUSY };
+	unsigned seen[OUTCOMES] = { 0 };
+	static struct box probe;
+
+	box_open(&probe, MANUAL); /* skips where there is no userfaultfd */
+	box_close(&probe);
+	for (unsigned k = 0; k < ARRAY_LEN(errors); k++) {
+		enum outcome o = ALL_RIGHT;
+
+		for (long n = 0; o != NONE_LEFT; n++) {
+			o = scenario_in_child(n, errors[k]);
+			cr_assert_lt(o, WRONG, "call %ld, errno %d", n, errors[k]);
+			seen[o]++;
+		}
+	}
+	fprintf(stderr, "faults injected: %u without harm, %u refused at the start, %u ended the VM\n",
+		seen[ALL_RIGHT], seen[REFUSED], seen[ENDED]);
+	cr_assert_gt(seen[ALL_RIGHT], 100);
+	cr_assert_gt(seen[REFUSED], 20);
+}
+
+/* ---- stress ------------------------------------------------------------------------ */
+
+#define STRESS_THREADS 4
+
+struct stress {
+	struct box *b;
+	pthread_mutex_t lock[PAGES]; /* one writer or reader of a page's shadow at a time */
+	uint64_t version[PAGES];     /* 0: reads zero */
+	_Atomic bool stop;
+	_Atomic uint64_t accesses;
+};
+
+static uint64_t next_random(uint64_t *s)
+{
+	*s ^= *s << 13;
+	*s ^= *s >> 7;
+	*s ^= *s << 17;
+	return *s;
+}
+
+static bool is_version(struct stress *s, uint64_t i)
+{
+	uint8_t *p = at(s->b, i);
+
+	return s->version[i] ? has(p, i, s->version[i]) : same_throughout(p) && p[0] == 0;
+}
+
+struct worker {
+	struct stress *s;
+	uint64_t random;
+};
+
+/* Half of the accesses go to an eighth of memory. */
+static uint64_t pick(uint64_t r)
+{
+	return r & 1 ? (r >> 8) % PAGES : (r >> 8) % (PAGES / 8);
+}
+
+static void *stress_main(void *arg)
+{
+	struct worker *w = arg;
+	struct stress *s = w->s;
+
+	while (!s->stop) {
+		uint64_t r = next_random(&w->random), i = pick(r);
+
+		pthread_mutex_lock(&s->lock[i]);
+		cr_assert(is_version(s, i), "page %lu is not version %lu", (unsigned long)i,
+			  (unsigned long)s->version[i]);
+		if (r >> 62 == 0)
+			fill(at(s->b, i), i, ++s->version[i]);
+		pthread_mutex_unlock(&s->lock[i]);
+		s->accesses++;
+	}
+	return NULL;
+}
+
+/* The balloon's place: runs of pages go, and read zero from then on. */
+static void *discard_main(void *arg)
+{
+	struct worker *w = arg;
+	struct stress *s = w->s;
+
+	while (!s->stop) {
+		uint64_t i = next_random(&w->random) % (PAGES - 16), n = 1 + w->random % 16;
+		struct ram_range r = { gpa(i << PAGE_SHIFT), n << PAGE_SHIFT };
+
+		for (uint64_t k = i; k < i + n; k++)
+			pthread_mutex_lock(&s->lock[k]);
+		cr_assert_eq(engine_discard(s->b->e, &r, 1), 1);
+		for (uint64_t k = i; k < i + n; k++) {
+			s->version[k] = 0;
+			pthread_mutex_unlock(&s->lock[k]);
+		}
+		usleep(500);
+	}
+	return NULL;
+}
+
+Test(engine, stress_no_byte_is_ever_wrong, .timeout = 900)
+{
+	static struct box b;
+	static struct stress s;
+	struct worker w[STRESS_THREADS + 1];
+	pthread_t t[STRESS_THREADS + 1];
+	const char *seed = getenv("BRIM_SEED"), *length = getenv("BRIM_STRESS_S");
+	uint64_t random = seed ? strtoull(seed, NULL, 0) : now_ns(), end;
+
+	fprintf(stderr, "seed %lu\n", (unsigned long)random);
+	s.b = &b;
+	cr_assert_eq(box_open(&b, (struct engine_config){ .fault_threads = 2, .pass_ns = 2000000,
+							  .staging_bytes = 2 * MiB }), 0);
+	for (unsigned i = 0; i < PAGES; i++)
+		pthread_mutex_init(&s.lock[i], NULL);
+	for (unsigned i = 0; i <= STRESS_THREADS; i++) {
+		w[i] = (struct worker){ &s, random + i * 7919 + 1 };
+		pthread_create(&t[i], NULL, i < STRESS_THREADS ? stress_main : discard_main, &w[i]);
+	}
+	end = now_ns() + (length ? strtoull(length, NULL, 0) : 3) * 1000000000u;
+	while (now_ns() < end) {
+		engine_limit(b.e, RAM_BYTES / 4);
+		usleep(200000);
+		engine_limit(b.e, 0);
+		engine_reclaim(b.e, RAM_BYTES / 8);
+		usleep(50000);
+	}
+	s.stop = true;
+	for (unsigned i = 0; i <= STRESS_THREADS; i++)
+		pthread_join(t[i], NULL);
+	engine_limit(b.e, 0);
+	reclaim_stop(b.e);
+	for (uint64_t i = 0; i < PAGES; i++)
+		cr_assert(is_version(&s, i));
+	fprintf(stderr, "%lu accesses, %lu packed, %lu faults packed, %lu staged\n",
+		(unsigned long)s.accesses, (unsigned long)counter_get(CTR_engine_packed),
+		(unsigned long)counter_get(CTR_engine_faults_packed),
+		(unsigned long)counter_get(CTR_engine_faults_staged));
+	cr_assert_gt(counter_get(CTR_engine_packed), 1000);
+	cr_assert_eq(b.fatal, 0);
+	box_close(&b);
+}
