@@ -1,0 +1,651 @@
+/*
+ * The pool: segments of 1 MiB in one reservation, appended to, cleaned, given back.
+ *
+ *            pool_append()          full           last object dropped
+ *     cold ---------------> open ---------> closed -------------------> cold
+ *    (warm)                   ^               |                        (warm)
+ *                             '-- pool_clean(): its live objects, one by one
+ *
+ *   cold  no memory; never used, or in cold_list
+ *   warm  empty, but madvise would not take the memory: still held, in warm_list,
+ *         used before any cold one, and offered to madvise again by pool_clean()
+ *
+ * A segment's `live` word is units, objects and pins in one, so that one atomic
+ * subtraction says whether this was the last of all of them.  The open segment
+ * and the one being emptied are pinned.  Whoever brings the word to 0 is the only
+ * one to see that, owns the segment then, and gives it back: a drop on any thread,
+ * or the put thread letting go of a pin.  To pin a closed segment the put thread
+ * adds to the word only where it is not 0: a drop that was first has the segment.
+ *
+ * The lists are pushed to by any thread and popped by the put thread alone, so
+ * there is no ABA: what is at the head can only be taken away by the popper.
+ *
+ * The cleaner's reserve.  `room` is the segments that could still be opened.  Put
+ * opens one only where another is left for the cleaner, and does not append at all
+ * while the cleaner uses that last one.  The cleaner always takes from the emptiest
+ * segment.  When it opens the last one, what the emptiest has fits in it; each move
+ * takes as much from the one as from the other; and a drop, or a segment that
+ * becomes emptier than the one begun, only makes the need smaller.  So it can
+ * always empty one, however small its budget is at a time: that is the reserve
+ * again.
+ *
+ * Damage.  A tag carries its own 8-bit check, so that what walks or drops objects
+ * does not follow a damaged length.  A damaged object is never subtracted: its
+ * segment keeps it, and is not cleaned any more.  That leaks up to 1 MiB of a host
+ * whose memory fails; the alternative is to trust it.
+ *
+ * Threads: append and clean from the put thread; find and drop from any.  A tag is
+ * written by whoever appends or drops the object, and read by the cleaner at any
+ * time; data and sum never change while the segment is not empty.
+ *
+ * Invariants:
+ *  I1  `live` of a segment is the sum of its live objects, and its pins.
+ *  I2  held counts a segment from before it is touched until after its memory went.
+ *  I3  held never exceeds segments_max.
+ */
+#include "mm/swap/internal.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <string.h>
+#include <sys/mman.h>
+
+_Static_assert(sizeof(struct object) == 16, "an object's header is 16 bytes");
+_Static_assert(SEGMENT_UNITS == 1u << REF_UNIT_BITS, "a ref can name every unit");
+
+#define LIVE_OBJECT ((uint64_t)1 << 24) /* above the units, which need 18 bits */
+#define LIVE_PIN ((uint64_t)1 << 48)
+#define LIVE_UNITS_MASK (LIVE_OBJECT - 1)
+
+static uint32_t units_of(uint32_t bytes)
+{
+	return (uint32_t)((sizeof(struct object) + bytes + UNIT_BYTES - 1) / UNIT_BYTES);
+}
+
+/* ---- tags -------------------------------------------------------------------- */
+
+/* owner 32 | bytes 16 | check 8 | state 8, from the low end.  The two states
+ * differ in every bit, so damage does not make one into the other. */
+#define TAG_LIVE ((uint64_t)0xa5)
+#define TAG_DEAD ((uint64_t)0x5a)
+#define TAG_STATE_SHIFT 56
+#define TAG_CHECK_SHIFT 48
+#define TAG_BYTES_SHIFT 32
+#define TAG_MIX 0x9e3779b97f4a7c15u /* 2^64 / the golden ratio */
+
+static uint64_t tag_make(uint32_t owner, uint32_t bytes, uint64_t state)
+{
+	uint64_t t = owner | (uint64_t)bytes << TAG_BYTES_SHIFT;
+
+	return t | t * TAG_MIX >> TAG_STATE_SHIFT << TAG_CHECK_SHIFT | state << TAG_STATE_SHIFT;
+}
+
+static uint32_t tag_bytes(uint64_t tag)
+{
+	return tag >> TAG_BYTES_SHIFT & 0xffff;
+}
+
+static uint64_t tag_state(uint64_t tag)
+{
+	return tag >> TAG_STATE_SHIFT;
+}
+
+/* As tag_make() made it, and inside a segment where it starts at `unit`. */
+static bool tag_is_sound(uint64_t tag, uint32_t unit)
+{
+	uint32_t bytes = tag_bytes(tag);
+
+	return bytes >= 1 && bytes <= SWAP_PACKED_MAX &&
+	       (tag_state(tag) == TAG_LIVE || tag_state(tag) == TAG_DEAD) &&
+	       tag == tag_make((uint32_t)tag, bytes, tag_state(tag)) &&
+	       unit + units_of(bytes) <= SEGMENT_UNITS;
+}
+
+/* ---- places ------------------------------------------------------------------ */
+
+static swap_ref_t ref_make(uint32_t segment, uint32_t unit)
+{
+	return (swap_ref_t){ REF_PACKED | (uint64_t)segment << REF_UNIT_BITS | unit };
+}
+
+static uint32_t ref_segment(swap_ref_t ref)
+{
+	return (uint32_t)((ref.v & ~REF_PACKED) >> REF_UNIT_BITS);
+}
+
+static uint32_t ref_unit(swap_ref_t ref)
+{
+	return (uint32_t)ref.v & (SEGMENT_UNITS - 1);
+}
+
+static bool ref_is_inside(const struct pool *p, swap_ref_t ref)
+{
+	return ref.v < (uint64_t)1 << SWAP_REF_BITS && (ref.v & REF_PACKED) &&
+	       ref_segment(ref) < p->segments_max && ref_unit(ref) + units_of(1) <= SEGMENT_UNITS;
+}
+
+static uint8_t *segment_at(const struct pool *p, uint32_t segment)
+{
+	return p->base + segment * SEGMENT_BYTES;
+}
+
+static struct object *object_at(const struct pool *p, uint32_t segment, uint32_t unit)
+{
+	return (struct object *)(void *)(segment_at(p, segment) + unit * UNIT_BYTES);
+}
+
+/* ---- create and destroy ------------------------------------------------------ */
+
+uint64_t pool_segments_in(uint64_t bytes)
+{
+	if (bytes < PAGE_BYTES)
+		return 0;
+	/* The table is whole pages: one page for what its end may waste. */
+	return (bytes - PAGE_BYTES) / (SEGMENT_BYTES + sizeof(struct segment));
+}
+
+static uint64_t whole_pages(uint64_t bytes)
+{
+	return (bytes + PAGE_BYTES - 1) / PAGE_BYTES * PAGE_BYTES;
+}
+
+static void *reserve(const struct pool *p, uint64_t bytes)
+{
+	void *at = p->host->mmap(NULL, bytes, PROT_READ | PROT_WRITE,
+				 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+	return at == MAP_FAILED ? NULL : at;
+}
+
+static int reserve_both(struct pool *p, struct err *e)
+{
+	char asked[32];
+
+	p->base = reserve(p, p->base_bytes);
+	if (p->base)
+		p->segments = reserve(p, p->segments_bytes);
+	if (!p->segments)
+		return err_sys(e, -ENOMEM, "swap: no address space for a pool of %s",
+			       size_format(asked, sizeof(asked), p->base_bytes));
+	return 0;
+}
+
+/* As guest RAM: what is in it is the guest's, and not for dumps and children. */
+static int advise_all(struct pool *p, struct err *e)
+{
+	if (p->host->madvise(p->base, p->base_bytes, MADV_DONTFORK) < 0)
+		return err_sys(e, -errno, "swap: cannot mark the pool as not inherited");
+	if (p->host->madvise(p->base, p->base_bytes, MADV_DONTDUMP) < 0)
+		return err_sys(e, -errno, "swap: cannot mark the pool as not dumped");
+	/* A huge page would be two segments, one of them not counted as held.
+	 * EINVAL is a host that has none. */
+	if (p->host->madvise(p->base, p->base_bytes, MADV_NOHUGEPAGE) < 0 && errno != EINVAL)
+		return err_sys(e, -errno, "swap: cannot keep huge pages out of the pool");
+	return 0;
+}
+
+int pool_init(struct pool *p, uint32_t segments_max, const struct mm_host *host, struct err *e)
+{
+	int rc;
+
+	VERIFY(segments_max >= POOL_SEGMENTS_MIN);
+	*p = (struct pool){
+		.host = host, .segments_max = segments_max,
+		.base_bytes = segments_max * SEGMENT_BYTES,
+		.segments_bytes = whole_pages(segments_max * sizeof(struct segment)),
+		.open = SEGMENT_NONE,
+		.warm_list = SEGMENT_NONE, .cold_list = SEGMENT_NONE,
+	};
+	rc = reserve_both(p, e);
+	return rc ? rc : advise_all(p, e);
+}
+
+static void unreserve(const struct pool *p, void *at, uint64_t bytes)
+{
+	if (at && p->host->munmap(at, bytes) < 0)
+		log_error("swap: cannot unmap the pool: %s", strerror(errno));
+}
+
+void pool_fini(struct pool *p)
+{
+	unreserve(p, p->base, p->base_bytes);
+	unreserve(p, p->segments, p->segments_bytes);
+	*p = (struct pool){ 0 };
+}
+
+/* ---- lists of empty segments ------------------------------------------------- */
+
+static void push(struct pool *p, _Atomic uint32_t *list, uint32_t i)
+{
+	uint32_t head = atomic_load_explicit(list, memory_order_relaxed);
+
+	do
+		p->segments[i].next = head;
+	while (!atomic_compare_exchange_weak_explicit(list, &head, i, memory_order_acq_rel,
+						      memory_order_relaxed));
+}
+
+static uint32_t pop(struct pool *p, _Atomic uint32_t *list)
+{
+	uint32_t head = atomic_load_explicit(list, memory_order_acquire);
+
+	while (head != SEGMENT_NONE &&
+	       !atomic_compare_exchange_weak_explicit(list, &head, p->segments[head].next,
+						      memory_order_acq_rel, memory_order_acquire))
+		;
+	return head;
+}
+
+/* The caller owns the segment, which is empty.  The bytes given back, or -errno.
+ * The counts change in the order in which a reader between the two steps sees too
+ * much held or too many warm, which it can bear (I2, I3; pop() finds nothing). */
+static int64_t give_back(struct pool *p, uint32_t i)
+{
+	if (p->host->madvise(segment_at(p, i), SEGMENT_BYTES, MADV_DONTNEED) < 0) {
+		int rc = -errno;
+
+		counter_inc(CTR_swap_discard_failed);
+		atomic_fetch_add(&p->warm, 1);
+		push(p, &p->warm_list, i);
+		return rc;
+	}
+	push(p, &p->cold_list, i);
+	atomic_fetch_sub(&p->held, 1);
+	counter_add(CTR_swap_discarded_bytes, SEGMENT_BYTES);
+	return (int64_t)SEGMENT_BYTES;
+}
+
+static uint32_t pop_warm(struct pool *p)
+{
+	uint32_t i = pop(p, &p->warm_list);
+
+	if (i != SEGMENT_NONE)
+		atomic_fetch_sub(&p->warm, 1);
+	return i;
+}
+
+static uint32_t pop_cold(struct pool *p)
+{
+	uint32_t i;
+
+	/* room() counted a warm segment that a drop is still about to push */
+	if (atomic_load(&p->held) >= p->segments_max)
+		return SEGMENT_NONE;
+	i = pop(p, &p->cold_list);
+	if (i == SEGMENT_NONE && p->fresh < p->segments_max)
+		i = p->fresh++;
+	if (i != SEGMENT_NONE)
+		atomic_fetch_add(&p->held, 1);
+	return i;
+}
+
+/* ---- pins -------------------------------------------------------------------- */
+
+/* False where a drop brought it to 0 first, and owns it. */
+static bool pin(struct segment *s)
+{
+	uint64_t live = atomic_load_explicit(&s->live, memory_order_relaxed);
+
+	while (live && !atomic_compare_exchange_weak_explicit(&s->live, &live, live + LIVE_PIN,
+							      memory_order_acquire,
+							      memory_order_relaxed))
+		;
+	return live != 0;
+}
+
+/* The bytes given back (0: it is not empty), or -errno. */
+static int64_t subtract(struct pool *p, uint32_t i, uint64_t what)
+{
+	uint64_t old = atomic_fetch_sub_explicit(&p->segments[i].live, what, memory_order_acq_rel);
+
+	VERIFY(old >= what);
+	return old == what ? give_back(p, i) : 0;
+}
+
+static int64_t unpin(struct pool *p, uint32_t i)
+{
+	return subtract(p, i, LIVE_PIN);
+}
+
+static bool is_empty(const struct segment *s)
+{
+	return (atomic_load_explicit(&s->live, memory_order_acquire) & (LIVE_PIN - 1)) == 0;
+}
+
+/* ---- appending --------------------------------------------------------------- */
+
+/* Segments that could be opened now. */
+static uint32_t room(const struct pool *p)
+{
+	uint32_t held = atomic_load(&p->held);
+
+	return p->segments_max - held + atomic_load(&p->warm);
+}
+
+static int64_t close_segment(struct pool *p)
+{
+	uint32_t i = p->open;
+
+	p->open = SEGMENT_NONE;
+	return i == SEGMENT_NONE ? 0 : unpin(p, i);
+}
+
+static int open_segment(struct pool *p)
+{
+	uint32_t i = pop_warm(p);
+
+	if (i == SEGMENT_NONE)
+		i = pop_cold(p);
+	if (i == SEGMENT_NONE)
+		return -ENOSPC;
+	p->segments[i].used_units = 0;
+	atomic_store_explicit(&p->segments[i].live, LIVE_PIN, memory_order_relaxed);
+	p->open = i;
+	return 0;
+}
+
+/* Makes the open segment one with `units` left, and leaves room to open
+ * `reserve_segments` more. */
+static int make_room(struct pool *p, uint32_t units, uint32_t reserve_segments)
+{
+	if (room(p) < reserve_segments)
+		return -ENOSPC;
+	if (p->open != SEGMENT_NONE) {
+		struct segment *s = &p->segments[p->open];
+
+		if (is_empty(s))
+			s->used_units = 0;
+		if (s->used_units + units <= SEGMENT_UNITS)
+			return 0;
+		/* Also where no other can be opened: a segment that has to be
+		 * cleaned must not be the open one. */
+		close_segment(p);
+	}
+	return room(p) > reserve_segments ? open_segment(p) : -ENOSPC;
+}
+
+static int append(struct pool *p, const struct packed *src, uint32_t reserve_segments,
+		  swap_ref_t *ref)
+{
+	uint32_t units = units_of(src->bytes);
+	int rc = make_room(p, units, reserve_segments);
+	struct segment *s;
+	struct object *o;
+
+	VERIFY(src->bytes >= 1 && src->bytes <= SWAP_PACKED_MAX);
+	if (rc)
+		return rc;
+	s = &p->segments[p->open];
+	o = object_at(p, p->open, s->used_units);
+	o->sum = src->sum;
+	memcpy(o->data, src->data, src->bytes);
+	atomic_store_explicit(&o->tag, tag_make(src->owner, src->bytes, TAG_LIVE),
+			      memory_order_relaxed);
+	*ref = ref_make(p->open, s->used_units);
+	s->used_units += units;
+	atomic_fetch_add_explicit(&s->live, LIVE_OBJECT + units, memory_order_relaxed);
+	atomic_fetch_add_explicit(&p->pages, 1, memory_order_relaxed);
+	atomic_fetch_add_explicit(&p->bytes, units * UNIT_BYTES, memory_order_relaxed);
+	return 0;
+}
+
+int pool_append(struct pool *p, const struct packed *src, swap_ref_t *ref)
+{
+	return append(p, src, 1, ref);
+}
+
+/* ---- finding and dropping ---------------------------------------------------- */
+
+int pool_find(const struct pool *p, swap_ref_t ref, struct packed *out)
+{
+	const struct object *o;
+	uint64_t tag;
+
+	if (!ref_is_inside(p, ref))
+		return -EIO;
+	o = object_at(p, ref_segment(ref), ref_unit(ref));
+	tag = atomic_load_explicit(&o->tag, memory_order_relaxed);
+	if (!tag_is_sound(tag, ref_unit(ref)) || tag_state(tag) != TAG_LIVE)
+		return -EIO;
+	*out = (struct packed){ .owner = (uint32_t)tag, .bytes = tag_bytes(tag), .sum = o->sum,
+				.data = o->data };
+	return 0;
+}
+
+/* Nobody else writes this tag: one ref is dropped once, by its owner or, after
+ * `move` gave it away, by the cleaner. */
+void pool_drop(struct pool *p, swap_ref_t ref)
+{
+	struct object *o;
+	uint64_t tag;
+	uint32_t units;
+
+	VERIFY(ref_is_inside(p, ref));
+	o = object_at(p, ref_segment(ref), ref_unit(ref));
+	tag = atomic_load_explicit(&o->tag, memory_order_relaxed);
+	if (!tag_is_sound(tag, ref_unit(ref))) {
+		counter_inc(CTR_swap_bad_object);
+		return;
+	}
+	VERIFY(tag_state(tag) == TAG_LIVE);
+	atomic_store_explicit(&o->tag, tag_make((uint32_t)tag, tag_bytes(tag), TAG_DEAD),
+			      memory_order_relaxed);
+	units = units_of(tag_bytes(tag));
+	atomic_fetch_sub_explicit(&p->pages, 1, memory_order_relaxed);
+	atomic_fetch_sub_explicit(&p->bytes, units * UNIT_BYTES, memory_order_relaxed);
+	subtract(p, ref_segment(ref), LIVE_OBJECT + units);
+}
+
+/* ---- cleaning ---------------------------------------------------------------- */
+
+/* Closed, and with something to gain: dropped objects, not just an end too short
+ * for one. */
+static bool is_victim(const struct pool *p, uint32_t i, uint64_t *live_units)
+{
+	const struct segment *s = &p->segments[i];
+	uint64_t live = atomic_load_explicit(&s->live, memory_order_relaxed);
+
+	*live_units = live & LIVE_UNITS_MASK;
+	return live && i != p->open && !s->is_spoiled && *live_units < s->used_units;
+}
+
+/* The emptiest, or SEGMENT_NONE. */
+static uint32_t choose_victim(const struct pool *p)
+{
+	uint64_t units, least = UINT64_MAX;
+	uint32_t best = SEGMENT_NONE;
+
+	for (uint32_t i = 0; i < p->fresh; i++) {
+		if (!is_victim(p, i, &units) || units >= least)
+			continue;
+		least = units;
+		best = i;
+	}
+	return best;
+}
+
+/* Takes back what was just appended, which nobody knows of: not even a hole. */
+static void unappend(struct pool *p, swap_ref_t ref)
+{
+	VERIFY(ref_segment(ref) == p->open);
+	pool_drop(p, ref);
+	p->segments[p->open].used_units = ref_unit(ref);
+}
+
+/* -ENOSPC, or 0: moved, or not wanted any more.  Where the owner says so before it
+ * drops the object, that stays where it is until it does. */
+static int move_object(struct pool *p, swap_ref_t from, const struct pool_cleaning *c)
+{
+	struct packed src;
+	swap_ref_t to;
+	int rc;
+
+	if (pool_find(p, from, &src))
+		return 0; /* dropped just now */
+	rc = append(p, &src, 0, &to);
+	if (rc)
+		return rc;
+	if (c->move(c->move_ctx, src.owner, from, to)) {
+		counter_add(CTR_swap_cleaned_bytes, units_of(src.bytes) * UNIT_BYTES);
+		pool_drop(p, from);
+	} else {
+		counter_inc(CTR_swap_move_refused);
+		unappend(p, to);
+	}
+	return 0;
+}
+
+/* Moves what is live in segment i, which is pinned.  0: to its end; -EAGAIN: the
+ * budget is used up; -EIO: spoiled; -ENOSPC. */
+static int empty_segment(struct pool *p, uint32_t i, const struct pool_cleaning *c,
+			 uint64_t *left_bytes)
+{
+	struct segment *s = &p->segments[i];
+	uint32_t unit = 0, units;
+	int rc = 0;
+
+	for (; !rc && unit < s->used_units; unit += units) {
+		uint64_t tag = atomic_load_explicit(&object_at(p, i, unit)->tag,
+						    memory_order_relaxed);
+
+		if (!tag_is_sound(tag, unit)) {
+			counter_inc(CTR_swap_bad_object);
+			s->is_spoiled = true;
+			return -EIO;
+		}
+		units = units_of(tag_bytes(tag));
+		if (tag_state(tag) == TAG_DEAD)
+			continue;
+		if (*left_bytes < units * UNIT_BYTES)
+			return -EAGAIN;
+		*left_bytes -= units * UNIT_BYTES;
+		rc = move_object(p, ref_make(i, unit), c);
+	}
+	return rc;
+}
+
+/* Holes that cleaning could close: not what the open segment has left, and not
+ * the warm ones. */
+static bool wants_cleaning(const struct pool *p, unsigned slack_pct)
+{
+	uint64_t held = atomic_load(&p->held) * SEGMENT_BYTES;
+	uint64_t used = held - atomic_load(&p->warm) * SEGMENT_BYTES;
+	uint64_t live = atomic_load(&p->bytes);
+
+	if (room(p) == 0)
+		return true; /* the reserve has to come back, however few the holes */
+	if (p->open != SEGMENT_NONE)
+		used -= SEGMENT_BYTES - p->segments[p->open].used_units * UNIT_BYTES;
+	return used > live && (used - live) * 100 > slack_pct * held;
+}
+
+/* Empties one segment, or as much of it as may be.  The bytes given back; 0 where
+ * there is no more to do now; or -errno. */
+static int64_t clean_one(struct pool *p, const struct pool_cleaning *c, uint64_t *left_bytes)
+{
+	uint32_t i = choose_victim(p);
+	int64_t freed;
+	int rc;
+
+	if (i == SEGMENT_NONE)
+		return 0;
+	if (!pin(&p->segments[i]))
+		return 0; /* emptied by a drop just now */
+	rc = empty_segment(p, i, c, left_bytes);
+	freed = unpin(p, i);
+	return freed || rc == -EAGAIN ? freed : rc;
+}
+
+/* Offers the warm segments to madvise again, until it refuses one. */
+static int64_t retry_warm(struct pool *p)
+{
+	int64_t freed = 1, given = 0;
+
+	while (freed > 0) {
+		uint32_t i = pop_warm(p);
+
+		freed = i == SEGMENT_NONE ? 0 : give_back(p, i);
+		if (freed > 0)
+			given += freed;
+	}
+	return given ? given : freed;
+}
+
+int64_t pool_clean(struct pool *p, const struct pool_cleaning *c)
+{
+	uint64_t left_bytes = c->budget_bytes;
+	int64_t given = 0, freed = retry_warm(p), rc = 0;
+
+	if (freed <= 0)
+		rc = freed;
+	else
+		given = freed;
+	if (p->open != SEGMENT_NONE && is_empty(&p->segments[p->open])) {
+		freed = close_segment(p);
+		given += freed > 0 ? freed : 0;
+	}
+	while (wants_cleaning(p, c->slack_pct)) {
+		freed = clean_one(p, c, &left_bytes);
+		if (freed <= 0) {
+			rc = freed;
+			break;
+		}
+		given += freed;
+	}
+	return given ? given : rc;
+}
+
+/* ---- verify ------------------------------------------------------------------ */
+
+/* What the live word should be, from the objects themselves. */
+static uint64_t walk(const struct pool *p, uint32_t i)
+{
+	const struct segment *s = &p->segments[i];
+	uint64_t live = i == p->open ? LIVE_PIN : 0;
+	uint32_t unit = 0;
+
+	while (unit < s->used_units) {
+		uint64_t tag = atomic_load(&object_at(p, i, unit)->tag);
+
+		VERIFY(tag_is_sound(tag, unit));
+		if (tag_state(tag) == TAG_LIVE)
+			live += LIVE_OBJECT + units_of(tag_bytes(tag));
+		unit += units_of(tag_bytes(tag));
+	}
+	VERIFY(unit == s->used_units && unit <= SEGMENT_UNITS);
+	return live;
+}
+
+static uint32_t list_length(const struct pool *p, uint32_t i)
+{
+	uint32_t n = 0;
+
+	for (; i != SEGMENT_NONE; i = p->segments[i].next) {
+		VERIFY(i < p->fresh && n < p->fresh);
+		VERIFY(atomic_load(&p->segments[i].live) == 0);
+		n++;
+	}
+	return n;
+}
+
+void pool_verify(const struct pool *p)
+{
+	uint32_t in_use = 0, warm = list_length(p, atomic_load(&p->warm_list));
+	uint64_t pages = 0, bytes = 0;
+
+	for (uint32_t i = 0; i < p->fresh; i++) {
+		uint64_t live = atomic_load(&p->segments[i].live);
+
+		if (!live)
+			continue;
+		VERIFY(p->segments[i].is_spoiled || live == walk(p, i));
+		in_use++;
+		pages += live % LIVE_PIN / LIVE_OBJECT;
+		bytes += (live & LIVE_UNITS_MASK) * UNIT_BYTES;
+	}
+	VERIFY(pages == atomic_load(&p->pages) && bytes == atomic_load(&p->bytes));
+	VERIFY(warm == atomic_load(&p->warm));
+	VERIFY(in_use + warm == atomic_load(&p->held));
+	VERIFY(atomic_load(&p->held) <= p->segments_max);
+	VERIFY(in_use + warm + list_length(p, atomic_load(&p->cold_list)) == p->fresh);
+}

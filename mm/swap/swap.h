@@ -1,0 +1,112 @@
+/*
+ * mm/swap/: pages that left guest RAM, kept small.
+ *
+ *   fill.c   pages that are one 8-byte pattern throughout: a row in a table
+ *   log.c    the pool: segments of 1 MiB, appended to, cleaned, given back
+ *   swap.c   the two together: compress, checksum, put, get, drop
+ *
+ * A page's way:
+ *
+ *   frozen page --swap_put()--> same-filled? --yes--> a row of the pattern table
+ *                                    |no
+ *                                    `--LZ4--> appended to the open segment
+ *   ref --swap_get()--> checksum --> the page's bytes      ref --swap_drop()--> gone
+ *
+ * The pool is a log and not size classes: an object takes the bytes it needs and a
+ * small header, pages that left together lie together (and come back together),
+ * and a segment is already what a disk wants to be given.  What is dropped leaves
+ * holes; swap_clean() moves what is left of the emptiest segments to the end and
+ * gives those segments' memory back.
+ *
+ * Threads: swap_put() and swap_clean() from one thread at a time (the reclaimer).
+ * swap_get() and swap_drop() from any threads, at the same time as each other and
+ * as those two.  A ref must be live for as long as a call uses it: whoever owns
+ * the page serialises get, drop and `move` of one ref (in the engine: the lock of
+ * the page's chunk).
+ *
+ * Invariants:
+ *  I1  swap_get() returns the bytes that were put, or an error.  Never others.
+ *  I2  A live object is in exactly one place, and its segment is not given back.
+ *  I3  held_bytes counts all memory the pool has from the host: objects, headers,
+ *      holes, tables.  It never exceeds the cap.
+ */
+#ifndef BRIM_MM_SWAP_H
+#define BRIM_MM_SWAP_H
+
+#include "mm/mm.h"
+
+struct swap;
+
+/* Where a page is. Never 0; fits in 48 bits. */
+typedef struct { uint64_t v; } swap_ref_t;
+#define SWAP_REF_BITS 48
+
+/* swap_clean() has copied the page `owner` from `from` to `to`: take note, and say
+ * true: `from` is then swap's to drop.  Or false where the owner no longer has
+ * `from`: the copy is forgotten, and `from` stays the owner's to drop, if it has not
+ * done so already.  May lock; the one call back into swap it may make is
+ * swap_drop(from), before it says false. */
+typedef bool swap_move_fn(void *ctx, uint64_t owner, swap_ref_t from, swap_ref_t to);
+
+#define SWAP_CAP_MIN_BYTES (2 * MiB + 64 * KiB) /* two segments and their tables */
+
+struct swap_config {
+	uint64_t max_pages;  /* pages that can be in it at once: the VM's RAM */
+	/* The most memory the pool may hold, its tables and a segment in reserve for
+	 * the cleaner included.  0: none but what max_pages unpacked would take. */
+	uint64_t cap_bytes;
+	int acceleration;    /* LZ4's: 1 (smallest) to 64 (fastest); 0: the default, 1 */
+	const struct mm_host *host; /* NULL: mm_host_linux */
+	swap_move_fn *move; /* needed by swap_clean() */
+	void *move_ctx;
+};
+
+/* Errors: -EINVAL a setting out of range, -ENOMEM. */
+int swap_create(struct swap **out, const struct swap_config *cfg, struct err *e);
+/* Whatever is still in it is lost. */
+void swap_destroy(struct swap **s);
+
+/* Takes the 4 KiB at `page`, which nobody changes meanwhile, for page number
+ * `owner` (below max_pages).  0 and *ref; -E2BIG: does not get smaller than
+ * SWAP_PACKED_MAX, so keep it where it is; -ENOSPC: no room under the cap, even
+ * after what can be reused was reused: swap_clean(), which put does not call since
+ * that may need the caller's locks, makes room where there are holes.  5 us. */
+int swap_put(struct swap *s, uint64_t owner, const void *page, swap_ref_t *ref);
+#define SWAP_PACKED_MAX 3072u /* bytes; more is not worth its fault */
+
+/* Writes the page's PAGE_BYTES to `page`.  -EIO, and a count of swap_bad_checksum
+ * or swap_bad_object, where the object is damaged or not owner's: `page` is then
+ * undefined, and the VM cannot go on.  Does not drop the ref.  1 us; takes no lock. */
+int swap_get(struct swap *s, swap_ref_t ref, uint64_t owner, void *page);
+
+/* Takes no lock.  The drop of the last object in a segment gives the segment's
+ * memory back: one madvise in some 500 drops. */
+void swap_drop(struct swap *s, swap_ref_t ref);
+
+/* True where the ref is a same-filled page; *value is then its 8 bytes. */
+bool swap_is_filled(const struct swap *s, swap_ref_t ref, uint64_t *value);
+
+/* Moves live objects out of the emptiest segments while more than `slack_pct` per
+ * cent of the pool is holes, at most `budget_bytes` of objects (less than an object,
+ * some 3 KiB, moves nothing).  Also gives back what madvise refused before.  Returns
+ * the bytes of memory given back to the host; 0 where the budget ended before a
+ * segment was empty, or there is nothing to do; or -errno: of madvise, or -EIO where
+ * a damaged object was met, whose segment is left alone from then on (call again for
+ * the others).  A full pool with holes can always be cleaned; -ENOSPC only where what
+ * is damaged, or refused by `move` and not yet dropped, stands in the way. */
+int64_t swap_clean(struct swap *s, unsigned slack_pct, uint64_t budget_bytes);
+
+struct swap_stats {
+	uint64_t filled_pages, packed_pages;
+	uint64_t packed_bytes;  /* live objects with their headers */
+	uint64_t hole_bytes;    /* in segments, but dropped or never used */
+	uint64_t table_bytes;   /* segment and pattern tables */
+	uint64_t held_bytes;    /* packed + holes + tables: what it costs the host */
+};
+void swap_stats(const struct swap *s, struct swap_stats *out);
+
+/* Checks every count against what the segments hold; for tests, when nobody else
+ * uses `s`.  Panics on a difference. */
+void swap_verify(struct swap *s);
+
+#endif
