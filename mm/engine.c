@@ -120,6 +120,79 @@ static int map_staging(struct engine *e, uint64_t bytes, struct err *err)
 	return 0;
 }
 
+/* ---- discarding ------------------------------------------------------------- */
+
+static void forget_page(struct engine *e, uint64_t index)
+{
+	struct page was = e->pages.page[index];
+
+	if (was.state == PAGE_GUEST)
+		return;
+	/* A staged page's slot is emptied when the reclaimer comes by. */
+	page_set(&e->pages, index, PAGE_GUEST, 0);
+	if (was.state != PAGE_STAGED)
+		e->tier->drop(e->tier_ctx, was.payload);
+	counter_inc(CTR_engine_discarded_away);
+}
+
+static void forget_range(struct engine *e, uint64_t index, uint64_t n)
+{
+	while (n) {
+		struct chunk *c = chunk_of(&e->pages, index);
+		uint64_t here = CHUNK_PAGES - index % CHUNK_PAGES;
+
+		if (here > n)
+			here = n;
+		pthread_mutex_lock(&c->lock);
+		for (uint64_t i = 0; c->away && i < here; i++)
+			forget_page(e, index + i);
+		pthread_mutex_unlock(&c->lock);
+		index += here;
+		n -= here;
+	}
+}
+
+/* What is away is forgotten first: a fault that came in between would otherwise
+ * bring old bytes back behind the discard.  No page leaves meanwhile (`take`). */
+static void before_discard(void *ctx, const struct ram_range *ranges, size_t n)
+{
+	struct engine *e = ctx;
+
+	pthread_mutex_lock(&e->take);
+	for (size_t i = 0; i < n; i++) {
+		uint64_t index;
+
+		/* ram.c has found it whole and inside one slot */
+		VERIFY(ram_index_of(e->ram, gfn(ranges[i].addr.v >> PAGE_SHIFT), &index));
+		forget_range(e, index, ranges[i].len_bytes >> PAGE_SHIFT);
+	}
+}
+
+static void after_discard(void *ctx)
+{
+	struct engine *e = ctx;
+
+	pthread_mutex_unlock(&e->take);
+}
+
+static const struct ram_guard guard = { .before = before_discard, .after = after_discard };
+
+bool engine_moved(struct engine *e, uint64_t index, uint64_t from, uint64_t to)
+{
+	struct chunk *c = chunk_of(&e->pages, index);
+	struct page *p = &e->pages.page[index];
+	bool there;
+
+	pthread_mutex_lock(&c->lock);
+	there = p->state == PAGE_PACKED && p->payload == from;
+	if (there)
+		page_set(&e->pages, index, PAGE_PACKED, to);
+	pthread_mutex_unlock(&c->lock);
+	return there;
+}
+
+/* ---- create and destroy --------------------------------------------------- */
+
 static int set_up(struct engine *e, const struct engine_config *cfg, struct err *err)
 {
 	uint64_t ram_bytes = ram_size_bytes(e->ram);
@@ -153,6 +226,7 @@ static int set_up(struct engine *e, const struct engine_config *cfg, struct err 
 	rc = register_range(e, e->base, ram_bytes, UFFDIO_REGISTER_MODE_WP);
 	if (rc)
 		return err_sys(err, rc, "memory: cannot register guest RAM");
+	ram_set_guard(e->ram, &guard, e);
 	rc = fault_start(e, cfg->fault_threads ? cfg->fault_threads : 1);
 	if (!rc && !cfg->manual)
 		rc = reclaim_start(e);
@@ -194,6 +268,7 @@ void engine_destroy(struct engine **ep)
 	*ep = NULL;
 	if (!e)
 		return;
+	ram_set_guard(e->ram, NULL, NULL);
 	reclaim_stop(e);
 	fault_stop(e);
 	if (e->uffd >= 0)
@@ -211,57 +286,6 @@ void engine_destroy(struct engine **ep)
 	pthread_mutex_destroy(&e->wake_lock);
 	pthread_mutex_destroy(&e->take);
 	free(e);
-}
-
-/* ---- discarding ------------------------------------------------------------- */
-
-static void forget_page(struct engine *e, uint64_t index)
-{
-	struct page was = e->pages.page[index];
-
-	if (was.state == PAGE_GUEST)
-		return;
-	/* A staged page's slot is emptied when the reclaimer comes by. */
-	page_set(&e->pages, index, PAGE_GUEST, 0);
-	if (was.state != PAGE_STAGED)
-		e->tier->drop(e->tier_ctx, was.payload);
-	counter_inc(CTR_engine_discarded_away);
-}
-
-static void forget_range(struct engine *e, uint64_t index, uint64_t n)
-{
-	while (n) {
-		struct chunk *c = chunk_of(&e->pages, index);
-		uint64_t here = CHUNK_PAGES - index % CHUNK_PAGES;
-
-		if (here > n)
-			here = n;
-		pthread_mutex_lock(&c->lock);
-		for (uint64_t i = 0; c->away && i < here; i++)
-			forget_page(e, index + i);
-		pthread_mutex_unlock(&c->lock);
-		index += here;
-		n -= here;
-	}
-}
-
-/* What is away is forgotten first: a fault that came in between would otherwise
- * bring old bytes back behind the discard.  No page leaves meanwhile (`take`). */
-int engine_discard(struct engine *e, const struct ram_range *ranges, size_t n)
-{
-	int rc;
-
-	pthread_mutex_lock(&e->take);
-	for (size_t i = 0; i < n; i++) {
-		uint64_t index;
-
-		if (ranges[i].len_bytes && ram_at(e->ram, ranges[i].addr, ranges[i].len_bytes) &&
-		    ram_index_of(e->ram, gfn(ranges[i].addr.v >> PAGE_SHIFT), &index))
-			forget_range(e, index, ranges[i].len_bytes >> PAGE_SHIFT);
-	}
-	rc = ram_discard_many(e->ram, ranges, n);
-	pthread_mutex_unlock(&e->take);
-	return rc;
 }
 
 /* ---- being told, and telling ------------------------------------------------- */
@@ -303,6 +327,7 @@ void engine_stats(const struct engine *e, struct engine_stats *out)
 			     e->slots * sizeof(*e->slot_owner) +
 			     SCAN_REGIONS * sizeof(*e->regions) + sizeof(*e),
 		.limit_bytes = load(&e->limit_bytes),
+		.wanted_bytes = load(&e->wanted_bytes),
 	};
 	for (unsigned i = 0; i < ENGINE_AGES; i++)
 		out->age_pages[i] = load(&e->age_pages[i]);

@@ -33,7 +33,8 @@ struct page {
 	uint64_t age : 6;     /* passes since it was last seen written; saturates */
 	uint64_t present : 1; /* GUEST: had memory at the last pass */
 	uint64_t hard : 1;    /* did not compress; until it is written again */
-	uint64_t unused : 5;
+	uint64_t back : 1;    /* put back by us since the last pass, which looks like a write */
+	uint64_t unused : 4;
 	uint64_t payload : 48;
 };
 _Static_assert(sizeof(struct page) == 8, "8 bytes a page");
@@ -74,7 +75,7 @@ void pages_verify(struct pages *t);
 
 struct engine {
 	/* fixed at create */
-	const struct ram *ram;
+	struct ram *ram;
 	const struct mm_host *host;
 	const struct mm_tier *tier;
 	void *tier_ctx;

@@ -118,6 +118,14 @@ struct ram_range {
  * -errno when the first was not; -ENOSYS where the host has no such call. */
 int ram_discard_many(const struct ram *ram, const struct ram_range *ranges, size_t n);
 
+/* Who keeps some of RAM elsewhere hears of every discard: before(ctx, ranges, n) ahead
+ * of it, after(ctx) behind it, both on the discarding thread.  NULL: nobody. */
+struct ram_guard {
+	void (*before)(void *ctx, const struct ram_range *ranges, size_t n);
+	void (*after)(void *ctx);
+};
+void ram_set_guard(struct ram *ram, const struct ram_guard *guard, void *ctx);
+
 /* Asks for huge pages in the 2 MiB blocks wholly inside the range, unless the
  * VM's setting is never.  For images about to be loaded densely. */
 void ram_expect_dense(const struct ram *ram, gpa_t addr, uint64_t len_bytes);
@@ -146,7 +154,7 @@ struct mm_tier {
 struct engine;
 
 struct engine_config {
-	const struct ram *ram;        /* outlives the engine */
+	struct ram *ram;              /* outlives the engine, which sets its guard */
 	const struct mm_host *host;   /* NULL: mm_host_linux */
 	const struct mm_tier *tier;
 	void *tier_ctx;
@@ -161,8 +169,7 @@ struct engine_config {
 };
 
 /* Errors: -EPERM without the right to use userfaultfd, -ENOSYS where the kernel has
- * no UFFDIO_MOVE or no asynchronous write-protect (before 6.8), -ENOMEM.  From here
- * until destroy ram_discard() must go through engine_discard(). */
+ * no UFFDIO_MOVE or no asynchronous write-protect (before 6.8), -ENOMEM. */
 int engine_create(struct engine **out, const struct engine_config *cfg, struct err *e);
 /* Only once nobody touches guest RAM any more: what is away is lost. */
 void engine_destroy(struct engine **e);
@@ -173,8 +180,9 @@ void engine_limit(struct engine *e, uint64_t bytes);
 /* Takes so many bytes once, coldest first. */
 void engine_reclaim(struct engine *e, uint64_t bytes);
 
-/* As ram_discard() and ram_discard_many(), with what is away dropped too. */
-int engine_discard(struct engine *e, const struct ram_range *ranges, size_t n);
+/* The tier has moved a page's bytes from one ref to another (from `tidy`): true where
+ * the page is still at `from`, and now at `to`. */
+bool engine_moved(struct engine *e, uint64_t index, uint64_t from, uint64_t to);
 
 #define ENGINE_AGES 64
 struct engine_stats {
@@ -182,7 +190,7 @@ struct engine_stats {
 	uint64_t present_pages; /* by the kernel's account, at the last pass */
 	uint64_t tier_bytes;
 	uint64_t own_bytes;     /* the engine's own tables */
-	uint64_t limit_bytes;
+	uint64_t limit_bytes, wanted_bytes;
 	uint64_t age_pages[ENGINE_AGES]; /* present pages by passes since last written */
 };
 /* Any thread; a moment's view. */

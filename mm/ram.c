@@ -46,6 +46,10 @@ struct ram {
 	uint8_t *hva; /* where RAM starts in it */
 	unsigned slot_count;
 	struct ram_slot slots[RAM_SLOTS_MAX];
+
+	/* owned by the loop thread */
+	const struct ram_guard *guard;
+	void *guard_ctx;
 };
 
 static bool is_aligned(uint64_t v, uint64_t to)
@@ -254,18 +258,43 @@ static uint8_t *whole_pages(const struct ram *ram, gpa_t addr, uint64_t len_byte
 	return s->hva + (addr.v - s->base.v);
 }
 
+void ram_set_guard(struct ram *ram, const struct ram_guard *guard, void *ctx)
+{
+	ASSERT_ROLE(ROLE_LOOP);
+	ram->guard = guard;
+	ram->guard_ctx = ctx;
+}
+
+static void guard_before(const struct ram *ram, const struct ram_range *ranges, size_t n)
+{
+	if (ram->guard)
+		ram->guard->before(ram->guard_ctx, ranges, n);
+}
+
+static void guard_after(const struct ram *ram)
+{
+	int saved = errno;
+
+	if (ram->guard)
+		ram->guard->after(ram->guard_ctx);
+	errno = saved;
+}
+
 /* Not MADV_FREE, which would be cheaper: it leaves the pages on the host until
  * memory is short, and the guest may read its old content back (I3). */
 int ram_discard(const struct ram *ram, gpa_t addr, uint64_t len_bytes)
 {
 	uint8_t *p = whole_pages(ram, addr, len_bytes);
+	struct ram_range range = { addr, len_bytes };
+	int rc;
 
 	ASSERT_ROLE(ROLE_LOOP);
 	if (!p)
 		return -EINVAL;
-	if (ram->host->madvise(p, len_bytes, MADV_DONTNEED) < 0)
-		return -errno;
-	return 0;
+	guard_before(ram, &range, 1);
+	rc = ram->host->madvise(p, len_bytes, MADV_DONTNEED) < 0 ? -errno : 0;
+	guard_after(ram);
+	return rc;
 }
 
 /* How many of the ranges `bytes` covers whole. */
@@ -298,9 +327,13 @@ int ram_discard_many(const struct ram *ram, const struct ram_range *ranges, size
 	}
 	if (taken == 0)
 		return -EINVAL;
+	guard_before(ram, ranges, taken);
 	bytes = ram->host->madvise_many(v, taken, MADV_DONTNEED);
 	if (bytes < 0)
-		return -errno;
+		bytes = -errno;
+	guard_after(ram);
+	if (bytes < 0)
+		return (int)bytes;
 	whole = ranges_within(v, taken, (uint64_t)bytes);
 	return whole ? whole : -EIO;
 }

@@ -33,6 +33,7 @@
 
 #define ROUND_PAGES 4096u /* staged in one go at most, between looks at the target */
 #define AGE_MAX (ENGINE_AGES - 1)
+#define FLOOR_SHARE 8
 
 /* ---- the pass ---------------------------------------------------------------- */
 
@@ -45,16 +46,19 @@ static void note_absent(struct page *p)
 {
 	p->present = 0;
 	p->age = 0;
+	p->hard = 0;
+	p->back = 0;
 }
 
 static void note_present(struct page *p, bool written, struct tally *t)
 {
 	if (written) {
 		p->age = 0;
-		p->hard = 0;
+		p->hard &= p->back; /* a write of the guest in that time goes unnoticed */
 	} else if (p->age < AGE_MAX) {
 		p->age++;
 	}
+	p->back = 0;
 	p->present = 1;
 	t->present++;
 	t->age[p->age]++;
@@ -266,6 +270,7 @@ static void give_back(struct engine *e, uint64_t index, bool hard)
 		return;
 	}
 	e->pages.page[index].hard = hard;
+	e->pages.page[index].back = 1;
 	counter_inc(hard ? CTR_engine_incompressible : CTR_engine_tier_full);
 }
 
@@ -342,6 +347,17 @@ static uint64_t held_pages(const struct engine *e)
 	       (e->tier->held_bytes(e->tier_ctx) >> PAGE_SHIFT);
 }
 
+/* Pages that may still be staged.  A limit that packing cannot meet must not end in a
+ * guest without a page of its own, that does nothing but fault: an eighth of the limit
+ * stays in RAM, and the VM is over its limit. */
+static uint64_t above_floor(const struct engine *e)
+{
+	uint64_t floor = (atomic_load(&e->limit_bytes) >> PAGE_SHIFT) / FLOOR_SHARE;
+	uint64_t present = atomic_load(&e->present_pages);
+
+	return present > floor ? present - floor : 0;
+}
+
 /* Pages to get rid of: over the limit, or asked for. */
 static uint64_t pages_over(const struct engine *e)
 {
@@ -373,6 +389,10 @@ bool engine_tick(struct engine *e)
 	packed = pack(e, before, over, &full);
 	count_down(e, packed);
 	over = over > packed ? over - packed : 0;
+	if (over > above_floor(e)) {
+		counter_inc(CTR_engine_floor);
+		over = above_floor(e);
+	}
 	if (over && !full)
 		staged = stage(e, over < ROUND_PAGES ? over : ROUND_PAGES);
 	if (e->tier->tidy)

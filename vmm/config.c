@@ -85,6 +85,13 @@ static int read_memory(struct vm_config *cfg, const json_t *v, const char *key, 
 	return get_number(v, 1, INT64_MAX, &cfg->memory_bytes, key, e);
 }
 
+static int read_limit(struct vm_config *cfg, const json_t *v, const char *key, struct err *e)
+{
+	if (json_is_integer(v) && json_integer_value(v) == 0)
+		return 0; /* none */
+	return get_number(v, VM_LIMIT_MIN_BYTES, INT64_MAX, &cfg->memory_limit_bytes, key, e);
+}
+
 static int read_cpus(struct vm_config *cfg, const json_t *v, const char *key, struct err *e)
 {
 	return get_unsigned(v, 1, VM_MAX_CPUS, &cfg->cpus, key, e);
@@ -261,6 +268,7 @@ static const struct field fields_top[] = {
 	{ "v", read_version },
 	{ "name", read_name },
 	{ "memory_bytes", read_memory },
+	{ "memory_limit_bytes", read_limit },
 	{ "cpus", read_cpus },
 	{ "kernel", read_kernel },
 	{ "initrd", read_initrd },

@@ -157,21 +157,23 @@ static int cmd_status(struct vmm *vmm, const json_t *args, json_t **result, stru
 	struct machine *m = vmm->machine;
 	struct balloon_guest_stats guest;
 	struct balloon_status balloon;
-	uint64_t resident = 0, rss;
+	uint64_t resident = 0, rss, away;
 	int rc = ram_resident_bytes(m->ram, &resident);
 
 	if (rc)
 		return err_sys(e, rc, "status: counting resident memory");
 	rss = own_rss_bytes();
+	away = resident + memory_away_bytes(m);
 	virtio_balloon_status(m->balloon, &balloon, &guest);
-	*result = json_pack("{s:s,s:i,s:s,s:f,s:I,s:i,s:s,s:I,s:I,s:i,s:o,s:o,s:o,s:o,s:o}",
+	*result = json_pack("{s:s,s:i,s:s,s:f,s:I,s:i,s:s,s:I,s:I,s:i,s:o,s:o,s:o,s:o,s:o,s:o}",
 			    "name", vmm->cfg.name, "pid", (int)getpid(), "state", state_name(vmm),
 			    "uptime_s", (double)(now_ns() - vmm->start_ns) / 1e9,
 			    "memory_bytes", (json_int_t)vmm->cfg.memory_bytes,
 			    "cpus", (int)vmm->cfg.cpus, "kernel", vmm->cfg.kernel,
 			    "resident_bytes", (json_int_t)resident,
-			    "vmm_bytes", (json_int_t)(rss > resident ? rss - resident : 0),
+			    "vmm_bytes", (json_int_t)(rss > away ? rss - away : 0),
 			    "reboots", (int)vmm->reboots,
+			    "engine", memory_json(m),
 			    "balloon", balloon_json(&balloon), "guest", guest_json(&guest),
 			    "disks", disks_json(&vmm->cfg), "nets", nets_json(vmm),
 			    "vcpus", vcpus_json(m));
@@ -236,6 +238,41 @@ static int cmd_balloon(struct vmm *vmm, const json_t *args, json_t **result, str
 	return 0;
 }
 
+static int cmd_limit(struct vmm *vmm, const json_t *args, json_t **result, struct err *e)
+{
+	const json_t *limit = json_object_get(args, "limit_bytes");
+	json_int_t bytes = json_integer_value(limit);
+	int rc;
+
+	if (!json_is_integer(limit) || bytes < 0)
+		return err_set(e, -EINVAL, "limit: 'limit_bytes' must be a whole number of bytes");
+	if (bytes && (uint64_t)bytes < VM_LIMIT_MIN_BYTES)
+		return err_set(e, -EINVAL, "limit: %lld bytes asked for, the least is %llu",
+			       (long long)bytes, (unsigned long long)VM_LIMIT_MIN_BYTES);
+	rc = memory_limit(vmm->machine, (uint64_t)bytes, e);
+	if (rc)
+		return rc;
+	vmm->cfg.memory_limit_bytes = (uint64_t)bytes; /* for the next boot, too */
+	*result = json_pack("{s:I}", "limit_bytes", bytes);
+	return 0;
+}
+
+static int cmd_reclaim(struct vmm *vmm, const json_t *args, json_t **result, struct err *e)
+{
+	const json_t *arg = json_object_get(args, "bytes");
+	json_int_t bytes = json_integer_value(arg);
+	int rc;
+
+	if (!json_is_integer(arg) || bytes <= 0 || (uint64_t)bytes > vmm->cfg.memory_bytes)
+		return err_set(e, -EINVAL, "reclaim: 'bytes' must be a whole number of bytes, at most "
+			       "the VM's %llu", (unsigned long long)vmm->cfg.memory_bytes);
+	rc = memory_reclaim(vmm->machine, (uint64_t)bytes, e);
+	if (rc)
+		return rc;
+	*result = json_pack("{s:I}", "bytes", bytes);
+	return 0;
+}
+
 static int cmd_hint(struct vmm *vmm, const json_t *args, json_t **result, struct err *e)
 {
 	int rc = virtio_balloon_hint(vmm->machine->balloon);
@@ -258,6 +295,7 @@ static const struct command commands[] = {
 	{ "status", cmd_status },   { "stats", cmd_stats },   { "stop", cmd_stop },
 	{ "kill", cmd_kill },       { "pause", cmd_pause },   { "resume", cmd_resume },
 	{ "balloon", cmd_balloon }, { "hint", cmd_hint },     { "detach", cmd_detach },
+	{ "limit", cmd_limit },     { "reclaim", cmd_reclaim },
 };
 
 /* ---- the connection ----------------------------------------------------------- */

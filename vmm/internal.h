@@ -4,6 +4,7 @@
 #ifndef BRIM_VMM_INTERNAL_H
 #define BRIM_VMM_INTERNAL_H
 
+#include <jansson.h>
 #include <linux/kvm.h>
 #include <pthread.h>
 #include <sys/types.h>
@@ -229,6 +230,8 @@ struct machine {
 	struct console *console;  /* the serial port's far side */
 	struct console *hvc;      /* the virtio console's */
 	struct ram *ram;
+	struct engine *engine; /* loop thread: NULL until it is needed; see memory.c */
+	struct swap *swap;
 	struct kvm kvm;
 	struct pci_bus *pci;
 	struct platform platform;
@@ -260,6 +263,16 @@ void machine_resume(struct machine *m);
 void machine_end(struct machine *m, enum vm_end end, const char *fmt, ...)
 	__attribute__((format(printf, 3, 4)));
 enum vm_end machine_ended(struct machine *m, char *detail, size_t len);
+
+/* ---- memory.c -------------------------------------------------------------- */
+
+/* Loop thread.  The engine is made when the first of these needs it. */
+int memory_limit(struct machine *m, uint64_t bytes, struct err *e);
+int memory_reclaim(struct machine *m, uint64_t bytes, struct err *e);
+void memory_fini(struct machine *m); /* nobody touches guest RAM any more */
+json_t *memory_json(const struct machine *m); /* JSON null without an engine */
+/* Host memory that guest pages cost outside guest RAM: staged, and the pool. */
+uint64_t memory_away_bytes(const struct machine *m);
 
 /* ---- control.c ------------------------------------------------------------ */
 

@@ -187,6 +187,8 @@ static int build(struct machine *m, struct err *e)
 		rc = create_cpus(m, e);
 	if (!rc)
 		rc = load_guest(m, e);
+	if (!rc && m->cfg->memory_limit_bytes)
+		rc = memory_limit(m, m->cfg->memory_limit_bytes, e);
 	return rc;
 }
 
@@ -251,6 +253,7 @@ void machine_destroy(struct machine **mp)
 		platform_fini(&m->platform);
 		kvm_fini(&m->kvm);
 	}
+	memory_fini(m);
 	ram_destroy(&m->ram);
 	if (m->end_fd >= 0)
 		close(m->end_fd);

@@ -6,6 +6,7 @@
  * loop.c      the event loop (epoll): all device work, control and console
  * machine.c   one boot of the VM: assembles RAM, KVM, PCI and devices; reset
  *             is "destroy the machine, create it again"
+ * memory.c    the memory engine: made when needed, limits, status
  * kvm.c       the KVM file descriptors, memslots, interrupt routing
  * vcpu.c      vCPU threads: KVM_RUN, exits, pause
  * cpuid.c     what the guest's CPUs say they are
@@ -38,6 +39,7 @@
 #define VM_MAX_DISKS 12u
 #define VM_MAX_NETS 8u
 #define VM_NAME_MAX 64u
+#define VM_LIMIT_MIN_BYTES (16 * MiB)
 #define VM_CMDLINE_MAX 2048u /* Linux's COMMAND_LINE_SIZE, terminator included */
 
 struct vm_disk {
@@ -55,6 +57,7 @@ struct vm_net {
 struct vm_config {
 	char name[VM_NAME_MAX];
 	uint64_t memory_bytes;
+	uint64_t memory_limit_bytes; /* of host memory; 0: none. Changes while it runs */
 	unsigned cpus;
 	char kernel[PATH_MAX];
 	char initrd[PATH_MAX]; /* "": none */

@@ -121,6 +121,7 @@ struct swap {
 	struct pool pool;
 
 	/* owned by the put thread */
+	bool was_full; /* the last put found no room */
 	void *lz4_state;
 	uint8_t out[SWAP_PACKED_MAX];
 };

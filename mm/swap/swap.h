@@ -4,6 +4,7 @@
  *   fill.c   pages that are one 8-byte pattern throughout: a row in a table
  *   log.c    the pool: segments of 1 MiB, appended to, cleaned, given back
  *   swap.c   the two together: compress, checksum, put, get, drop
+ *   tier.c   all of it as the tier of a memory engine
  *
  * A page's way:
  *
@@ -104,6 +105,11 @@ struct swap_stats {
 	uint64_t held_bytes;    /* packed + holes + tables: what it costs the host */
 };
 void swap_stats(const struct swap *s, struct swap_stats *out);
+
+/* The pool as an engine's tier; the context is the struct swap.  swap_attach() before
+ * the engine takes its first page: the cleaner then tells it what moved. */
+extern const struct mm_tier swap_tier;
+void swap_attach(struct swap *s, struct engine *e);
 
 /* Checks every count against what the segments hold; for tests, when nobody else
  * uses `s`.  Panics on a difference. */

@@ -17,6 +17,7 @@
 #include <unistd.h>
 
 #include "mm/internal.h"
+#include "mm/swap/swap.h"
 
 #define RAM_BYTES (64 * MiB)
 #define PAGES (RAM_BYTES >> PAGE_SHIFT)
@@ -97,6 +98,7 @@ struct box {
 	struct engine *e;
 	uint8_t *mem;
 	struct copies copies;
+	struct swap *swap; /* NULL: copies is the tier */
 	struct mm_host host;
 	_Atomic int fatal;
 };
@@ -158,8 +160,19 @@ static void on_fatal(void *ctx, const char *why)
 	b->fatal++;
 }
 
-/* -errno of engine_create. */
-static int box_open(struct box *b, struct engine_config cfg)
+static void use_swap(struct box *b, struct engine_config *cfg, uint64_t cap_bytes)
+{
+	struct swap_config sc = { .max_pages = PAGES, .cap_bytes = cap_bytes };
+	struct err err = { "" };
+
+	cr_assert_eq(swap_create(&b->swap, &sc, &err), 0, "%s", err.msg);
+	cfg->tier = &swap_tier;
+	cfg->tier_ctx = b->swap;
+}
+
+/* -errno of engine_create.  cfg.staging_bytes etc. as given; the tier is `copies`,
+ * or a pool of at most swap_cap_bytes where that is not 0. */
+static int box_open_capped(struct box *b, struct engine_config cfg, uint64_t swap_cap_bytes)
 {
 	struct err err = { "" };
 	bool armed = fail_at >= 0;
@@ -180,12 +193,21 @@ static int box_open(struct box *b, struct engine_config cfg)
 	cfg.host = &b->host;
 	cfg.tier = &copies_tier;
 	cfg.tier_ctx = &b->copies;
+	if (swap_cap_bytes)
+		use_swap(b, &cfg, swap_cap_bytes);
 	cfg.fatal = on_fatal;
 	cfg.fatal_ctx = b;
 	rc = engine_create(&b->e, &cfg, &err);
 	if (!armed && (rc == -EPERM || rc == -ENOSYS))
 		cr_skip_test("%s", err.msg);
+	if (!rc && b->swap)
+		swap_attach(b->swap, b->e);
 	return rc;
+}
+
+static int box_open(struct box *b, struct engine_config cfg)
+{
+	return box_open_capped(b, cfg, 0);
 }
 
 /* A fault wakes the toucher before the books are written, under the chunk's lock. */
@@ -204,6 +226,7 @@ static void box_close(struct box *b)
 		pages_verify(&b->e->pages);
 	}
 	engine_destroy(&b->e);
+	swap_destroy(&b->swap);
 	ram_destroy(&b->ram);
 	for (unsigned i = 0; i < PAGES; i++)
 		free(b->copies.of[i]);
@@ -378,6 +401,9 @@ Test(engine, incompressible_page_goes_home_and_is_left_alone_until_written)
 	cr_assert_eq(entry(&b, 3).state, PAGE_GUEST);
 	cr_assert(entry(&b, 3).hard);
 	cr_assert_eq(w[1], 42);
+	engine_pass(b.e); /* our own putting back is not a write of the guest's */
+	engine_pass(b.e);
+	cr_assert(entry(&b, 3).hard);
 	w[0] = 1;
 	push_out(&b, 1);
 	cr_assert_eq(stats(&b).packed_pages, 1);
@@ -395,6 +421,38 @@ Test(engine, full_tier_loses_nothing)
 	push_out(&b, 1000);
 	cr_assert_eq(stats(&b).packed_pages, 100);
 	check_first(&b, 1000);
+	box_close(&b);
+}
+
+Test(engine, limit_that_cannot_be_met_leaves_an_eighth_of_it_in_ram)
+{
+	static struct box b;
+
+	cr_assert_eq(box_open(&b, MANUAL), 0);
+	fill_first(&b, 8192); /* packs to a quarter: 2048 pages and more than the limit */
+	engine_limit(b.e, 1024 << PAGE_SHIFT);
+	for (int i = 0; i < 50; i++)
+		engine_tick(b.e);
+	cr_assert_eq(stats(&b).present_pages, 128);
+	cr_assert_gt(counter_get(CTR_engine_floor), 0);
+	check_first(&b, 8192);
+	box_close(&b);
+}
+
+Test(engine, limit_is_met_and_kept)
+{
+	static struct box b;
+	struct engine_stats s;
+
+	cr_assert_eq(box_open(&b, MANUAL), 0);
+	fill_first(&b, 8192);
+	engine_limit(b.e, 4096 << PAGE_SHIFT);
+	for (int i = 0; i < 50; i++)
+		engine_tick(b.e);
+	s = stats(&b);
+	cr_assert_leq(s.present_pages + s.staged_pages + (s.tier_bytes >> PAGE_SHIFT), 4096);
+	cr_assert_geq(s.present_pages, 2000, "no more than needed");
+	check_first(&b, 8192);
 	box_close(&b);
 }
 
@@ -423,7 +481,7 @@ Test(engine, discarded_pages_read_zero_wherever_they_were)
 	check_first(&b, 64);           /* 0..63 back */
 	engine_reclaim(b.e, 32 << PAGE_SHIFT);
 	engine_tick(b.e);              /* some of them staged */
-	cr_assert_eq(engine_discard(b.e, &r, 1), 1);
+	cr_assert_eq(ram_discard_many(b.ram, &r, 1), 1);
 	for (uint64_t i = 0; i < 96; i++)
 		cr_assert(same_throughout(at(&b, i)) && at(&b, i)[0] == 0, "page %lu",
 			  (unsigned long)i);
@@ -511,7 +569,7 @@ static enum outcome scenario(long n, int error)
 	push_out(&b, 200);
 	if (!first_are(&b, 0, 64))
 		return WRONG;
-	if (engine_discard(b.e, &r, 1) == 1)
+	if (ram_discard_many(b.ram, &r, 1) == 1)
 		for (uint64_t i = 64; i < 96; i++)
 			fill(at(&b, i), i, 1);
 	push_out(&b, 200);
@@ -581,11 +639,44 @@ static uint64_t next_random(uint64_t *s)
 	return *s;
 }
 
+/* Word w of a version of a page: of all kinds, in turn: compressible, one word
+ * throughout, incompressible, mostly zero. */
+static uint64_t word_of(uint64_t index, uint64_t version, uint64_t w)
+{
+	uint64_t seed = index << 40 ^ version << 12;
+
+	if (version == 0)
+		return 0;
+	switch ((index + version) % 4) {
+	case 0:
+		return seed ^ w;
+	case 1:
+		return seed;
+	case 2:
+		seed = (seed ^ w) * 0x9E3779B97F4A7C15u;
+		seed = (seed ^ seed >> 29) * 0xBF58476D1CE4E5B9u;
+		return seed ^ seed >> 32;
+	default:
+		return w % 97 ? 0 : seed ^ w;
+	}
+}
+
+static void write_version(struct stress *s, uint64_t i)
+{
+	uint64_t *p = (uint64_t *)at(s->b, i);
+
+	for (uint64_t w = 0; w < PAGE_BYTES / sizeof(*p); w++)
+		p[w] = word_of(i, s->version[i], w);
+}
+
 static bool is_version(struct stress *s, uint64_t i)
 {
-	uint8_t *p = at(s->b, i);
+	const uint64_t *p = (const uint64_t *)at(s->b, i);
+	uint64_t w = 0;
 
-	return s->version[i] ? has(p, i, s->version[i]) : same_throughout(p) && p[0] == 0;
+	while (w < PAGE_BYTES / sizeof(*p) && p[w] == word_of(i, s->version[i], w))
+		w++;
+	return w == PAGE_BYTES / sizeof(*p);
 }
 
 struct worker {
@@ -610,8 +701,10 @@ static void *stress_main(void *arg)
 		pthread_mutex_lock(&s->lock[i]);
 		cr_assert(is_version(s, i), "page %lu is not version %lu", (unsigned long)i,
 			  (unsigned long)s->version[i]);
-		if (r >> 62 == 0)
-			fill(at(s->b, i), i, ++s->version[i]);
+		if (r >> 62 == 0) {
+			s->version[i]++;
+			write_version(s, i);
+		}
 		pthread_mutex_unlock(&s->lock[i]);
 		s->accesses++;
 	}
@@ -630,7 +723,7 @@ static void *discard_main(void *arg)
 
 		for (uint64_t k = i; k < i + n; k++)
 			pthread_mutex_lock(&s->lock[k]);
-		cr_assert_eq(engine_discard(s->b->e, &r, 1), 1);
+		cr_assert_eq(ram_discard_many(s->b->ram, &r, 1), 1);
 		for (uint64_t k = i; k < i + n; k++) {
 			s->version[k] = 0;
 			pthread_mutex_unlock(&s->lock[k]);
@@ -640,7 +733,7 @@ static void *discard_main(void *arg)
 	return NULL;
 }
 
-Test(engine, stress_no_byte_is_ever_wrong, .timeout = 900)
+static void stress(uint64_t swap_cap_bytes)
 {
 	static struct box b;
 	static struct stress s;
@@ -651,8 +744,8 @@ Test(engine, stress_no_byte_is_ever_wrong, .timeout = 900)
 
 	fprintf(stderr, "seed %lu\n", (unsigned long)random);
 	s.b = &b;
-	cr_assert_eq(box_open(&b, (struct engine_config){ .fault_threads = 2, .pass_ns = 2000000,
-							  .staging_bytes = 2 * MiB }), 0);
+	cr_assert_eq(box_open_capped(&b, (struct engine_config){ .fault_threads = 2,
+			.pass_ns = 2000000, .staging_bytes = 2 * MiB }, swap_cap_bytes), 0);
 	for (unsigned i = 0; i < PAGES; i++)
 		pthread_mutex_init(&s.lock[i], NULL);
 	for (unsigned i = 0; i <= STRESS_THREADS; i++) {
@@ -680,5 +773,33 @@ Test(engine, stress_no_byte_is_ever_wrong, .timeout = 900)
 		(unsigned long)counter_get(CTR_engine_faults_staged));
 	cr_assert_gt(counter_get(CTR_engine_packed), 1000);
 	cr_assert_eq(b.fatal, 0);
+	settle(&b);
+	if (b.swap) {
+		struct swap_stats st;
+
+		swap_verify(b.swap);
+		swap_stats(b.swap, &st);
+		cr_assert_eq(st.filled_pages, stats(&b).filled_pages);
+		cr_assert_eq(st.packed_pages, stats(&b).packed_pages);
+		fprintf(stderr, "swap: %lu MiB held at the end, %lu MiB moved by the cleaner, %lu full\n",
+			(unsigned long)(st.held_bytes / MiB),
+			(unsigned long)(counter_get(CTR_swap_cleaned_bytes) / MiB),
+			(unsigned long)counter_get(CTR_engine_tier_full));
+	}
 	box_close(&b);
+}
+
+Test(engine, stress_no_byte_is_ever_wrong, .timeout = 900)
+{
+	stress(0);
+}
+
+Test(engine, stress_with_the_pool_no_byte_is_ever_wrong, .timeout = 900)
+{
+	stress(1 * GiB);
+}
+
+Test(engine, stress_with_a_pool_too_small_no_byte_is_ever_wrong, .timeout = 900)
+{
+	stress(6 * MiB);
 }

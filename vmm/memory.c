@@ -1,0 +1,149 @@
+/*
+ * The VM's memory engine: made when it is first needed, steered by the control
+ * socket, told of in its status.
+ *
+ *   (none) --limit or reclaim, or a limit at start--> running --machine ends--> gone
+ *
+ * A VM nobody limits has none: no thread, no scan, no table, and no need for the
+ * right to use userfaultfd.  Once made it stays for this boot; a limit of 0 only
+ * puts it to sleep, since pages may be away.
+ *
+ * A page that cannot be brought back ends the VM.  The vCPU that touched it sleeps
+ * in the kernel until it is interrupted, which the orderly end does; but it may as
+ * well have been the event loop itself.  So a watchdog ends the process where the
+ * orderly end does not come.  The userfaultfd is not closed before: that would wake
+ * the sleepers to a page of zeroes.
+ *
+ * Threads: the loop thread, but for lost_page().
+ */
+#include <errno.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "mm/swap/swap.h"
+#include "vmm/internal.h"
+
+#define WATCHDOG_S 5
+
+/* ---- a lost page --------------------------------------------------------------- */
+
+static void *watchdog(void *arg)
+{
+	(void)arg;
+	sleep(WATCHDOG_S);
+	log_error("the VM did not end within %d s: killing it", WATCHDOG_S);
+	_exit(1);
+}
+
+/* Any thread, once. */
+static void lost_page(void *ctx, const char *why)
+{
+	struct machine *m = ctx;
+	pthread_t t;
+
+	log_error("%s", why);
+	machine_end(m, VM_END_ERROR, "%s", why);
+	if (pthread_create(&t, NULL, watchdog, NULL))
+		_exit(1);
+	pthread_detach(t);
+}
+
+/* ---- making and ending it -------------------------------------------------------- */
+
+static int make(struct machine *m, struct err *e)
+{
+	struct swap_config sc = { .max_pages = m->cfg->memory_bytes >> PAGE_SHIFT };
+	struct engine_config ec = {
+		.ram = m->ram, .tier = &swap_tier, .fault_threads = m->cfg->cpus,
+		.fatal = lost_page, .fatal_ctx = m,
+	};
+	int rc = swap_create(&m->swap, &sc, e);
+
+	if (rc)
+		return rc;
+	ec.tier_ctx = m->swap;
+	rc = engine_create(&m->engine, &ec, e);
+	if (rc)
+		swap_destroy(&m->swap);
+	else
+		swap_attach(m->swap, m->engine);
+	return rc;
+}
+
+void memory_fini(struct machine *m)
+{
+	engine_destroy(&m->engine);
+	swap_destroy(&m->swap);
+}
+
+int memory_limit(struct machine *m, uint64_t bytes, struct err *e)
+{
+	int rc = 0;
+
+	if (!m->engine && bytes)
+		rc = make(m, e);
+	if (!rc && m->engine)
+		engine_limit(m->engine, bytes);
+	return rc;
+}
+
+int memory_reclaim(struct machine *m, uint64_t bytes, struct err *e)
+{
+	int rc = m->engine ? 0 : make(m, e);
+
+	if (!rc)
+		engine_reclaim(m->engine, bytes);
+	return rc;
+}
+
+/* ---- what it says of itself -------------------------------------------------------- */
+
+static json_int_t bytes_of(uint64_t pages)
+{
+	return (json_int_t)(pages << PAGE_SHIFT);
+}
+
+/* [[passes, bytes], ...]: present memory not written for at least so many passes. */
+static json_t *cold_json(const struct engine_stats *s)
+{
+	json_t *list = json_array();
+
+	for (unsigned passes = 1; passes < ENGINE_AGES; passes *= 2) {
+		uint64_t pages = 0;
+
+		for (unsigned a = passes; a < ENGINE_AGES; a++)
+			pages += s->age_pages[a];
+		json_array_append_new(list, json_pack("[i,I]", (int)passes, bytes_of(pages)));
+	}
+	return list;
+}
+
+json_t *memory_json(const struct machine *m)
+{
+	struct engine_stats s;
+
+	if (!m->engine)
+		return json_null();
+	engine_stats(m->engine, &s);
+	return json_pack("{s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:o}",
+			 "limit_bytes", (json_int_t)s.limit_bytes,
+			 "wanted_bytes", (json_int_t)s.wanted_bytes,
+			 "present_bytes", bytes_of(s.present_pages),
+			 "staged_bytes", bytes_of(s.staged_pages),
+			 "filled_bytes", bytes_of(s.filled_pages),
+			 "packed_bytes", bytes_of(s.packed_pages),
+			 "pool_bytes", (json_int_t)s.tier_bytes,
+			 "own_bytes", (json_int_t)s.own_bytes, "cold_bytes", cold_json(&s));
+}
+
+uint64_t memory_away_bytes(const struct machine *m)
+{
+	struct engine_stats s;
+
+	if (!m->engine)
+		return 0;
+	engine_stats(m->engine, &s);
+	return (s.staged_pages << PAGE_SHIFT) + s.tier_bytes;
+}
