@@ -118,7 +118,7 @@ const struct cmd *command_find(const char *name);
 struct run_args {
 	const char *kernel, *initrd, *cmdline, *name;
 	struct text_list disks, nets, append, balloon;
-	uint64_t memory_bytes, cpus, stop_timeout_s;
+	uint64_t memory_bytes, limit_bytes, cpus, stop_timeout_s;
 	unsigned hugepages;
 	bool console, detach, no_reboot, allow_emulated, dry_run;
 };
@@ -276,6 +276,20 @@ int vm_end_status(const char *name, const json_t *reply, struct err *e);
 bool json_u64(const json_t *o, const char *key, const char *sub, uint64_t *value);
 const char *json_text(const json_t *o, const char *key);
 
+/* A VM's memory in its `status`; 0 for what that does not say. */
+struct memory {
+	uint64_t assigned_bytes, resident_bytes;
+	bool assigned_known, resident_known;
+	bool engine; /* there is one: the rest is known */
+	uint64_t limit_bytes, wanted_bytes;
+	uint64_t away_bytes;      /* that the guest has and its RAM does not hold now */
+	uint64_t away_cost_bytes; /* what that takes of the host all the same */
+	uint64_t held_bytes;      /* resident and away: what the limit counts */
+	uint64_t cold_bytes;      /* of what is resident, not written for the most passes counted */
+};
+
+void memory_of(const json_t *status, struct memory *m);
+
 /* ---- commands -------------------------------------------------------------------------- */
 
 int cmd_run(const struct invocation *in);
@@ -289,6 +303,8 @@ int cmd_kill(const struct invocation *in);
 int cmd_pause(const struct invocation *in);
 int cmd_resume(const struct invocation *in);
 int cmd_balloon(const struct invocation *in);
+int cmd_limit(const struct invocation *in);
+int cmd_reclaim(const struct invocation *in);
 int cmd_hint(const struct invocation *in);
 int cmd_doctor(const struct invocation *in);
 int cmd_completion(const struct invocation *in);

@@ -1,5 +1,5 @@
 /*
- * Changing VMs: `brim stop`, `kill`, `pause`, `resume`, `balloon`, `hint`.
+ * Changing VMs: `brim stop`, `kill`, `pause`, `resume`, `hint`.
  * Those that take several names do what they can, and report the worst.
  *
  * One thread; no state.
@@ -15,7 +15,6 @@
 #define GONE_MS 10000
 #define KILL_TIMEOUT_MS 2000
 #define PROGRESS_S 5
-#define BALLOON_POLL_US 200000
 
 /* Calls fn for every name; the highest exit status. */
 static int for_each(const struct invocation *in, int (*fn)(const struct args *a, const char *name))
@@ -215,119 +214,4 @@ int cmd_resume(const struct invocation *in)
 int cmd_hint(const struct invocation *in)
 {
 	return for_each(in, hint_one);
-}
-
-/* ---- balloon ---------------------------------------------------------------------------------- */
-
-static int set_target(const char *name, const char *size, uint64_t *target, struct err *e)
-{
-	uint64_t bytes = 0;
-	json_t *args;
-	int rc;
-
-	rc = size_parse(size, &bytes, e);
-	if (rc)
-		return rc;
-	args = json_pack("{s:I}", "target_bytes", (json_int_t)bytes);
-	if (!args)
-		return err_sys(e, -ENOMEM, "balloon");
-	*target = bytes;
-	return vm_ask(name, "balloon", args, NULL, e);
-}
-
-static int ask_status(const char *name, json_t **status, struct err *e)
-{
-	return vm_ask(name, "status", NULL, status, e);
-}
-
-/* The device counts in pages: less than one of difference is none. */
-static bool reached(const json_t *status, uint64_t target)
-{
-	uint64_t actual;
-
-	return json_u64(status, "balloon", "actual_bytes", &actual) &&
-	       (actual > target ? actual - target : target - actual) < 4 * KiB;
-}
-
-static int await_balloon(const char *name, uint64_t target, uint64_t timeout_s, struct err *e)
-{
-	uint64_t until = now_ns() + timeout_s * 1000000000;
-	char want[32], has[32];
-	json_t *status = NULL;
-	uint64_t actual = 0;
-	bool done = false;
-	int rc;
-
-	for (;;) {
-		rc = ask_status(name, &status, e);
-		if (rc)
-			return rc;
-		done = reached(status, target);
-		json_u64(status, "balloon", "actual_bytes", &actual);
-		json_decref(status);
-		if (done || now_ns() >= until)
-			break;
-		usleep(BALLOON_POLL_US);
-	}
-	if (done)
-		return 0;
-	return err_set(e, -ETIMEDOUT, "VM %s: its balloon holds %s, not yet %s, after %" PRIu64 " s; the "
-		       "guest may have no more to spare", name, size_format(has, sizeof(has), actual),
-		       size_format(want, sizeof(want), target), timeout_s);
-}
-
-static void balloon_print(const json_t *status)
-{
-	static const struct column columns[] = {
-		{ "MEMORY", true }, { "TARGET", true }, { "BALLOON", true }, { "RESIDENT", true },
-		{ "AVAILABLE", true },
-	};
-	static const struct { const char *key, *sub; } cells[] = {
-		{ "memory_bytes", NULL }, { "balloon", "target_bytes" }, { "balloon", "actual_bytes" },
-		{ "resident_bytes", NULL }, { "guest", "available_bytes" },
-	};
-	struct table *t = table_create(columns, ARRAY_LEN(columns));
-	uint64_t bytes;
-
-	for (size_t i = 0; i < ARRAY_LEN(cells); i++)
-		if (json_u64(status, cells[i].key, cells[i].sub, &bytes))
-			table_size(t, bytes);
-		else
-			table_cell(t, PLAIN, "-");
-	table_print(t, stdout);
-	table_destroy(&t);
-}
-
-static int balloon_show(const char *name, bool json, struct err *e)
-{
-	json_t *status = NULL;
-	int rc;
-
-	rc = ask_status(name, &status, e);
-	if (rc)
-		return rc;
-	if (json)
-		json_print(stdout, json_object_get(status, "balloon"));
-	else
-		balloon_print(status);
-	json_decref(status);
-	return 0;
-}
-
-int cmd_balloon(const struct invocation *in)
-{
-	const struct args *a = in->args;
-	const char *name = in->pos.items[0];
-	uint64_t target = 0;
-	struct err e;
-	int rc = 0;
-
-	if (in->pos.count > 1) {
-		rc = set_target(name, in->pos.items[1], &target, &e);
-		if (!rc && a->wait)
-			rc = await_balloon(name, target, a->timeout_s, &e);
-	}
-	if (!rc && (in->pos.count < 2 || a->json))
-		rc = balloon_show(name, a->json, &e);
-	return rc ? cli_fail(&e) : CLI_OK;
 }

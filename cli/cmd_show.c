@@ -89,6 +89,18 @@ static void number_or_nothing(struct table *t, const json_t *vm, const char *key
 		table_cell(t, PLAIN, NOTHING);
 }
 
+/* All that the VM's memory takes of the host, packed or not. */
+static void cost_or_nothing(struct table *t, const json_t *vm)
+{
+	struct memory m;
+
+	memory_of(vm, &m);
+	if (m.resident_known)
+		table_size(t, m.held_bytes);
+	else
+		table_cell(t, PLAIN, NOTHING);
+}
+
 static void ps_row(struct table *t, const json_t *vm)
 {
 	const char *state = json_text(vm, "state");
@@ -99,7 +111,7 @@ static void ps_row(struct table *t, const json_t *vm)
 	table_cell(t, state_colour(state), state);
 	number_or_nothing(t, vm, "cpus");
 	size_or_nothing(t, vm, "memory_bytes", NULL);
-	size_or_nothing(t, vm, "resident_bytes", NULL);
+	cost_or_nothing(t, vm);
 	size_or_nothing(t, vm, "balloon", "actual_bytes");
 	size_or_nothing(t, vm, "guest", "available_bytes");
 	if (json_u64(vm, "uptime_s", NULL, &uptime))
@@ -108,16 +120,22 @@ static void ps_row(struct table *t, const json_t *vm)
 	number_or_nothing(t, vm, "pid");
 }
 
-static uint64_t ps_sum(const json_t *vms, const char *key)
+static void ps_sum(const json_t *vms)
 {
-	uint64_t sum = 0, one;
+	uint64_t assigned_bytes = 0, resident_bytes = 0;
+	char assigned[32], resident[32];
 	const json_t *vm;
+	struct memory m;
 	size_t i;
 
-	json_array_foreach(vms, i, vm)
-		if (json_u64(vm, key, NULL, &one))
-			sum += one;
-	return sum;
+	json_array_foreach(vms, i, vm) {
+		memory_of(vm, &m);
+		assigned_bytes += m.assigned_bytes;
+		resident_bytes += m.held_bytes;
+	}
+	printf("%zu VMs: %s assigned, %s resident\n", json_array_size(vms),
+	       size_format(assigned, sizeof(assigned), assigned_bytes),
+	       size_format(resident, sizeof(resident), resident_bytes));
 }
 
 static void ps_table(const json_t *vms)
@@ -128,7 +146,6 @@ static void ps_table(const json_t *vms)
 		{ "PID", true },
 	};
 	struct table *t = table_create(columns, ARRAY_LEN(columns));
-	char assigned[32], resident[32];
 	const json_t *vm;
 	size_t i;
 
@@ -137,9 +154,7 @@ static void ps_table(const json_t *vms)
 	table_print(t, stdout);
 	table_destroy(&t);
 	if (json_array_size(vms) > 1)
-		printf("%zu VMs: %s assigned, %s resident\n", json_array_size(vms),
-		       size_format(assigned, sizeof(assigned), ps_sum(vms, "memory_bytes")),
-		       size_format(resident, sizeof(resident), ps_sum(vms, "resident_bytes")));
+		ps_sum(vms);
 }
 
 static void ps_names(const char *const *names, size_t count)
@@ -228,13 +243,35 @@ static void status_head(const json_t *vm)
 static void status_memory(const json_t *vm)
 {
 	char memory[32], resident[32], own[32];
+	struct memory m;
 
-	if (!size_at(vm, "memory_bytes", NULL, memory, sizeof(memory)) ||
-	    !size_at(vm, "resident_bytes", NULL, resident, sizeof(resident)) ||
-	    !size_at(vm, "vmm_bytes", NULL, own, sizeof(own)))
+	memory_of(vm, &m);
+	if (!m.assigned_known || !m.resident_known || !size_at(vm, "vmm_bytes", NULL, own, sizeof(own)))
 		return;
-	printf("%-12s %s assigned, %s resident, and %s for the VM itself\n", "memory", memory, resident,
-	       own);
+	printf("%-12s %s assigned, %s resident, and %s for the VM itself\n", "memory",
+	       size_format(memory, sizeof(memory), m.assigned_bytes),
+	       size_format(resident, sizeof(resident), m.held_bytes), own);
+}
+
+static void status_limit(const json_t *vm)
+{
+	char limit[32], in_ram[32], away[32], cost[32], wanted[32];
+	struct memory m;
+
+	memory_of(vm, &m);
+	if (!m.engine)
+		return;
+	printf("%-12s %s; %s in RAM, ", "limit",
+	       m.limit_bytes ? size_format(limit, sizeof(limit), m.limit_bytes) : "none",
+	       size_format(in_ram, sizeof(in_ram), m.resident_bytes));
+	if (m.away_bytes)
+		printf("%s away in %s", size_format(away, sizeof(away), m.away_bytes),
+		       size_format(cost, sizeof(cost), m.away_cost_bytes));
+	else
+		printf("nothing away");
+	if (m.wanted_bytes)
+		printf(", %s still to be taken", size_format(wanted, sizeof(wanted), m.wanted_bytes));
+	printf("\n");
 }
 
 static void status_balloon(const json_t *vm)
@@ -286,6 +323,7 @@ static void status_print(const json_t *vm)
 	line("name", json_text(vm, "name"));
 	status_head(vm);
 	status_memory(vm);
+	status_limit(vm);
 	status_balloon(vm);
 	status_guest(vm);
 	status_devices(vm);

@@ -109,6 +109,9 @@ static const struct opt run_opts[] = {
 	  .min = RAM_MIN_BYTES, .max = RAM_MAX_BYTES, RUN_AT(memory_bytes),
 	  .help = "what the guest believes to have; a multiple of 2M. It costs nothing until the guest "
 		  "uses it" },
+	{ .name = "limit", .type = OPT_SIZE, .arg = "SIZE", .min = VM_LIMIT_MIN_BYTES, RUN_AT(limit_bytes),
+	  .help = "the most of the host's memory that the guest's may take (at least 16M); what exceeds it "
+		  "is packed: see `brim limit --help`" },
 	{ .name = "cpus", .letter = 'c', .type = OPT_UINT, .arg = "N", .def = "1", .min = 1,
 	  .max = VM_MAX_CPUS, RUN_AT(cpus), .help = "how many processors the guest has" },
 	{ .name = "append", .letter = 'a', .type = OPT_LIST, .arg = "TEXT", RUN_AT(append),
@@ -169,6 +172,13 @@ static const struct opt balloon_opts[] = {
 	  AT(timeout_s), .help = "how long --wait waits" },
 };
 
+static const struct opt reclaim_opts[] = {
+	{ .name = "wait", .letter = 'w', .type = OPT_FLAG, AT(wait),
+	  .help = "wait until all of it has been taken; Ctrl-C ends the waiting, not the taking" },
+	{ .name = "timeout", .letter = 't', .type = OPT_SECONDS, .arg = "TIME", .def = "60s",
+	  AT(timeout_s), .help = "how long --wait waits" },
+};
+
 static const struct opt help_opts[] = {
 	{ .name = "man", .type = OPT_FLAG, AT(man), .help = "print the manual page, as roff" },
 	{ .name = "man-dir", .type = OPT_TEXT, .arg = "DIR", .comp = COMP_FILE, AT(man_dir),
@@ -190,6 +200,13 @@ EXAMPLES(balloon_examples,
 	{ "brim balloon web1", "what the balloon holds" },
 	{ "brim balloon web1 512M --wait", "take 512 MiB from the guest" },
 	{ "brim balloon web1 0", "give all of it back" });
+EXAMPLES(limit_examples,
+	{ "brim limit web1", "what web1's memory costs, and what it may" },
+	{ "brim limit web1 256M", "at most 256 MiB of the host's memory" },
+	{ "brim limit web1 none", "as much as it has" });
+EXAMPLES(reclaim_examples,
+	{ "brim limit web1", "COLD says how much is worth taking" },
+	{ "brim reclaim web1 512M --wait", "pack the coldest 512 MiB" });
 EXAMPLES(completion_examples,
 	{ "source <(brim completion bash)", "in this shell" },
 	{ "brim completion bash > ~/.local/share/bash-completion/completions/brim", "for good" });
@@ -244,8 +261,9 @@ const struct cmd commands[] = {
 	{ .name = "ps", .group = GROUP_LOOK, .synopsis = "[OPTION]...", .summary = "list the VMs",
 	  .run = cmd_ps, .args_bytes = sizeof(struct args), OPTS(ps_opts), .man_section = 1,
 	  .sections = SECTIONS(&ps_examples, &status_section),
-	  .text = "MEMORY is what the guest believes to have, RESIDENT what of it takes memory of the "
-		  "host, BALLOON what the guest gave up, AVAILABLE what the guest itself could still use.\n\n"
+	  .text = "MEMORY is what the guest believes to have, RESIDENT what that takes of the host's "
+		  "memory, packed memory included, BALLOON what the guest gave up, AVAILABLE what the guest "
+		  "itself could still use.\n\n"
 		  "A VM that `died` ended without tidying up: `brim log` shows why, `brim kill` cleans up. "
 		  "One that is `silent` runs but does not answer." },
 	{ .name = "status", .group = GROUP_LOOK, .synopsis = "NAME", .summary = "show all about one VM",
@@ -268,6 +286,26 @@ const struct cmd commands[] = {
 	  .text = "SIZE is how much the balloon is to take from the guest; 0 gives all of it back. The "
 		  "guest gives what it can spare, and may take longer, or stop short. Without SIZE, shows "
 		  "how things are." },
+	{ .name = "limit", .group = GROUP_MEMORY, .synopsis = "NAME [SIZE|none]",
+	  .summary = "limit what a VM's memory costs the host, or show it", .run = cmd_limit,
+	  .args_bytes = sizeof(struct args), OPTS(json_opts), .min_pos = 1, .max_pos = 2, .comp = COMP_VM,
+	  .man_section = 1, .sections = SECTIONS(&limit_examples, &status_section),
+	  .text = "SIZE, at least 16M, is the most of the host's memory that the guest's memory may take. "
+		  "The VM packs what the guest has not written for longest until that is met, and goes on "
+		  "watching; packed memory comes back as soon as the guest touches it, which takes a little "
+		  "longer than usual. The guest need not help, nor know. The limit outlasts reboots of the "
+		  "guest; `none` takes it away, and what is packed then comes back as it is touched.\n\n"
+		  "Without SIZE, shows how things are. RESIDENT is what counts for the limit: what is in RAM, "
+		  "and POOL. AWAY is what has been packed, POOL what that takes of the host's memory. COLD is "
+		  "what is in RAM but has not been written for a while: the first to go." },
+	{ .name = "reclaim", .group = GROUP_MEMORY, .synopsis = "NAME SIZE",
+	  .summary = "pack some of a VM's memory once", .run = cmd_reclaim,
+	  .args_bytes = sizeof(struct args), OPTS(reclaim_opts), .min_pos = 2, .max_pos = 2, .comp = COMP_VM,
+	  .man_section = 1, .sections = SECTIONS(&reclaim_examples, &status_section),
+	  .text = "Packs SIZE of the guest's memory in the background, what has not been written for "
+		  "longest first. Packed memory comes back as soon as the guest touches it, and then stays: "
+		  "unlike `brim limit`, this is done once. How much it saves depends on how well the memory "
+		  "packs." },
 	{ .name = "hint", .group = GROUP_MEMORY, .synopsis = "NAME...",
 	  .summary = "ask a guest which of its memory is free, and take that", .run = cmd_hint, VMS_COMMAND,
 	  .sections = SECTIONS(&status_section),
@@ -303,8 +341,9 @@ const struct cmd commands[] = {
 		  "`error: ` and a sentence. It then logs to the log in the VM's run directory.\n\n"
 		  "It answers on control.sock: one JSON object a line, {\"v\":1,\"id\":7,\"cmd\":\"status\"}, "
 		  "is answered by {\"v\":1,\"id\":7,\"ok\":true,\"result\":{...}} or by \"ok\":false with an "
-		  "\"error\". The commands are status, stats, balloon (target_bytes), hint, pause, resume, "
-		  "stop, kill, detach, and wait, which is answered when the VM ends." },
+		  "\"error\". The commands are status, stats, balloon (target_bytes), limit (limit_bytes), "
+		  "reclaim (bytes), hint, pause, resume, stop, kill, detach, and wait, which is answered "
+		  "when the VM ends." },
 };
 
 const size_t command_count = ARRAY_LEN(commands);

@@ -137,7 +137,8 @@ void table_print(struct table *t, FILE *out)
 
 void json_print(FILE *out, const json_t *value)
 {
-	json_dumpf(value, out, JSON_INDENT(2));
+	if (!value || json_dumpf(value, out, JSON_INDENT(2) | JSON_ENCODE_ANY))
+		fputs("null", out);
 	fputc('\n', out);
 }
 

@@ -432,6 +432,16 @@ static json_t *plain_config(const struct run_args *a)
 			 "allow_emulated_kvm", a->allow_emulated);
 }
 
+/* Only where there is one: without, a brim-vmm that knows of none will do. */
+static int put_limit(json_t *o, const struct run_args *a, struct err *e)
+{
+	json_int_t bytes = (json_int_t)a->limit_bytes;
+
+	if (bytes && json_object_set_new(o, "memory_limit_bytes", json_integer(bytes)))
+		return err_sys(e, -ENOMEM, "--limit");
+	return 0;
+}
+
 static int check_args(const struct run_args *a, struct err *e)
 {
 	char size[32];
@@ -458,7 +468,9 @@ int spec_build(const struct run_args *a, json_t **config, struct err *e)
 	o = plain_config(a);
 	if (!o)
 		return err_sys(e, -ENOMEM, "the VM's description");
-	rc = put_image(o, "kernel", a->kernel, e);
+	rc = put_limit(o, a, e);
+	if (!rc)
+		rc = put_image(o, "kernel", a->kernel, e);
 	if (!rc)
 		rc = put_image(o, "initrd", a->initrd, e);
 	if (!rc)

@@ -29,6 +29,34 @@ const char *json_text(const json_t *o, const char *key)
 	return text ? text : "";
 }
 
+static uint64_t coldest(const json_t *cold)
+{
+	const json_t *last = json_array_get(cold, json_array_size(cold) - 1);
+	json_int_t bytes = json_integer_value(json_array_get(last, 1));
+
+	return bytes > 0 ? (uint64_t)bytes : 0;
+}
+
+void memory_of(const json_t *status, struct memory *m)
+{
+	const json_t *engine = json_object_get(status, "engine");
+	uint64_t staged = 0, filled = 0, packed = 0, pool = 0;
+
+	*m = (struct memory){ .engine = json_is_object(engine) };
+	m->assigned_known = json_u64(status, "memory_bytes", NULL, &m->assigned_bytes);
+	m->resident_known = json_u64(status, "resident_bytes", NULL, &m->resident_bytes);
+	json_u64(engine, "limit_bytes", NULL, &m->limit_bytes);
+	json_u64(engine, "wanted_bytes", NULL, &m->wanted_bytes);
+	json_u64(engine, "staged_bytes", NULL, &staged);
+	json_u64(engine, "filled_bytes", NULL, &filled);
+	json_u64(engine, "packed_bytes", NULL, &packed);
+	json_u64(engine, "pool_bytes", NULL, &pool);
+	m->away_bytes = staged + filled + packed;
+	m->away_cost_bytes = staged + pool;
+	m->held_bytes = m->resident_bytes + m->away_cost_bytes;
+	m->cold_bytes = coldest(json_object_get(engine, "cold_bytes"));
+}
+
 int vm_resolve(const char *name, struct vm_paths *p, struct err *e)
 {
 	char base[RUN_PATH_MAX];

@@ -8,6 +8,9 @@
  *	die      says "ok", then aborts, leaving its directory
  *	quick    says "ok" and is done at once, in order
  *	deaf     the guest ignores the power button
+ *	lazy     never gets done with `reclaim`
+ *	reboots  forgets `reclaim` at once, as if its guest had reset the machine
+ *	nouffd   refuses `limit` and `reclaim`
  *	mute     accepts connections and never answers; ignores SIGTERM
  *
  * One thread.  Not robust: it trusts whoever talks to it.
@@ -28,6 +31,7 @@
 #include "vmm/client.h"
 
 #define CLIENTS_MAX 16
+#define TAKEN_A_LOOK (64 * MiB) /* of what `reclaim` wants, whenever `status` is asked */
 #define GREETING "fake guest\r\n"
 
 enum kind { FREE, CONTROL, CONSOLE };
@@ -49,6 +53,8 @@ struct fake {
 	unsigned signals;
 	const char *state;
 	json_int_t target;
+	bool engine; /* `limit`, `reclaim` or the description has asked for one */
+	json_int_t limit, wanted, packed;
 	const char *reason; /* NULL while it runs */
 	struct client clients[CLIENTS_MAX];
 };
@@ -84,10 +90,30 @@ static void press_button(struct fake *f)
 
 /* ---- control ---------------------------------------------------------------- */
 
-static json_t *status(const struct fake *f)
+static json_t *engine_status(struct fake *f)
+{
+	json_int_t take = f->wanted < (json_int_t)TAKEN_A_LOOK ? f->wanted : (json_int_t)TAKEN_A_LOOK;
+	json_t *o = json_pack("{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:[[i, I], [i, I]]}",
+			      "limit_bytes", f->limit, "present_bytes", (json_int_t)(100 * MiB),
+			      "staged_bytes", (json_int_t)(2 * MiB), "filled_bytes", (json_int_t)(10 * MiB),
+			      "packed_bytes", f->packed, "pool_bytes", f->packed / 4,
+			      "own_bytes", (json_int_t)MiB, "wanted_bytes", f->wanted,
+			      "cold_bytes", 1, (json_int_t)(90 * MiB), 2, (json_int_t)(30 * MiB));
+
+	if (!f->engine || mode_is(f, "lazy"))
+		take = 0;
+	f->wanted -= take;
+	f->packed += take;
+	if (f->engine)
+		return o;
+	json_decref(o);
+	return json_null();
+}
+
+static json_t *status(struct fake *f)
 {
 	return json_pack("{s:s, s:i, s:s, s:f, s:O, s:O, s:O, s:I, s:I, s:i, s:{s:b, s:I, s:I, s:I, s:I, "
-			 "s:I}, s:{s:I, s:I, s:I, s:f}, s:[], s:[], s:[]}",
+			 "s:I}, s:{s:I, s:I, s:I, s:f}, s:[], s:[], s:[], s:o}",
 			 "name", f->paths.name, "pid", (int)getpid(), "state", f->state, "uptime_s", 61.5,
 			 "memory_bytes", json_object_get(f->config, "memory_bytes"),
 			 "cpus", json_object_get(f->config, "cpus"),
@@ -99,7 +125,7 @@ static json_t *status(const struct fake *f)
 			 "hinted_bytes", (json_int_t)0,
 			 "guest", "free_bytes", (json_int_t)(600 * MiB), "available_bytes",
 			 (json_int_t)(700 * MiB), "total_bytes", (json_int_t)(1000 * MiB), "age_s", 1.5,
-			 "disks", "nets", "vcpus");
+			 "disks", "nets", "vcpus", "engine", engine_status(f));
 }
 
 static void reply(const struct client *c, json_int_t id, const char *error, json_t *result)
@@ -115,6 +141,17 @@ static void reply(const struct client *c, json_int_t id, const char *error, json
 	dprintf(c->fd, "%s\n", text);
 	free(text);
 	json_decref(o);
+}
+
+static const char *use_engine(struct fake *f, json_int_t *where, json_int_t bytes)
+{
+	if (mode_is(f, "nouffd"))
+		return "the host does not allow userfaultfd";
+	if (where == &f->wanted && bytes > json_integer_value(json_object_get(f->config, "memory_bytes")))
+		return "reclaim: more than the VM has";
+	f->engine = !mode_is(f, "reboots");
+	*where = bytes;
+	return NULL;
 }
 
 static void answer(struct fake *f, struct client *c, const json_t *req)
@@ -135,6 +172,10 @@ static void answer(struct fake *f, struct client *c, const json_t *req)
 		result = json_pack("{s:{s:i, s:i}}", "counters", "ram_bad_gpa", 7, "fake_zero", 0);
 	else if (strcmp(cmd, "balloon") == 0)
 		f->target = json_integer_value(json_object_get(req, "target_bytes"));
+	else if (strcmp(cmd, "limit") == 0)
+		error = use_engine(f, &f->limit, json_integer_value(json_object_get(req, "limit_bytes")));
+	else if (strcmp(cmd, "reclaim") == 0)
+		error = use_engine(f, &f->wanted, json_integer_value(json_object_get(req, "bytes")));
 	else if (strcmp(cmd, "pause") == 0)
 		f->state = "paused";
 	else if (strcmp(cmd, "resume") == 0)
@@ -269,6 +310,8 @@ static void start(struct fake *f, int config_fd)
 		dprintf(4, "error: %s\n", f->config ? e.msg : "bad description");
 		exit(1);
 	}
+	f->limit = json_integer_value(json_object_get(f->config, "memory_limit_bytes"));
+	f->engine = f->limit > 0;
 	if (json_is_true(json_object_get(f->config, "die_with_parent")))
 		prctl(PR_SET_PDEATHSIG, SIGTERM);
 	f->control_fd = listen_at(f->paths.control);

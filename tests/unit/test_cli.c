@@ -70,6 +70,7 @@ Test(cli, options_not_given_have_their_defaults)
 {
 	cr_assert_eq(parse_run("", NULL), 0);
 	cr_assert_eq(run_args.memory_bytes, 1 * GiB);
+	cr_assert_eq(run_args.limit_bytes, 0);
 	cr_assert_eq(run_args.cpus, 1);
 	cr_assert_eq(run_args.stop_timeout_s, 30);
 	cr_assert_eq(run_args.hugepages, RAM_HUGE_AUTO);
@@ -85,6 +86,8 @@ Test(cli, wrong_options_say_what_is_wrong)
 		{ "--memory 1Q", "unknown unit" },
 		{ "--memory 1M", "the least is 64 MiB" },
 		{ "--memory 2T", "the most is 1 TiB" },
+		{ "--limit 1M", "the least is 16 MiB" },
+		{ "--limit none", "'none' is not a size" },
 		{ "--cpus 0", "the least is 1" },
 		{ "--cpus 17", "the most is 16" },
 		{ "--cpus two", "'two' is not a number" },
@@ -211,7 +214,8 @@ Test(cli_spec, description_is_understood_by_the_vmm, .fini = remove_scratch)
 	char line[512], *text;
 
 	snprintf(line, sizeof(line), "-k %s -i %s -d %s,ro,serial=one,direct --append quiet --append splash "
-		 "--balloon reporting=off,stats-interval=9s --no-reboot --hugepages always -m 2G -c 3 --detach",
+		 "--balloon reporting=off,stats-interval=9s --no-reboot --hugepages always -m 2G -c 3 --detach "
+		 "--limit 256M",
 		 file("kernel", "k"), file("initrd", "i"), disk);
 	cr_assert_eq(parse_run(line, &e), 0, "%s", e.msg);
 	cr_assert_eq(spec_build(&run_args, &config, &e), 0, "%s", e.msg);
@@ -226,6 +230,7 @@ Test(cli_spec, description_is_understood_by_the_vmm, .fini = remove_scratch)
 	cr_expect_str_eq(cfg->disks[0].serial, "one");
 	cr_expect(cfg->disks[0].readonly && cfg->disks[0].direct);
 	cr_expect_eq(cfg->memory_bytes, 2 * GiB);
+	cr_expect_eq(cfg->memory_limit_bytes, 256 * MiB);
 	cr_expect_eq(cfg->cpus, 3);
 	cr_expect_eq(cfg->huge, RAM_HUGE_ALWAYS);
 	cr_expect(!cfg->reboot && !cfg->die_with_parent && !cfg->allow_emulated_kvm && cfg->rng);
@@ -235,6 +240,29 @@ Test(cli_spec, description_is_understood_by_the_vmm, .fini = remove_scratch)
 	free(cfg);
 	json_decref(config);
 	opt_fini(&in, &run_args);
+}
+
+Test(cli_spec, limit_is_described_only_where_there_is_one, .fini = remove_scratch)
+{
+	static const struct { const char *options; uint64_t bytes; } rows[] = {
+		{ "", 0 }, { "--limit 16M", 16 * MiB }, { "--limit 4G -m 2G", 4 * GiB },
+	};
+	const char *kernel = file("kernel", "k");
+
+	for (size_t i = 0; i < ARRAY_LEN(rows); i++) {
+		json_t *config = NULL;
+		struct err e = { "" };
+		uint64_t bytes = 0;
+		char line[256];
+
+		snprintf(line, sizeof(line), "-k %s %s", kernel, rows[i].options);
+		cr_assert_eq(parse_run(line, &e), 0, "%s", e.msg);
+		cr_assert_eq(spec_build(&run_args, &config, &e), 0, "%s", e.msg);
+		cr_expect_eq(json_u64(config, "memory_limit_bytes", NULL, &bytes), rows[i].bytes > 0);
+		cr_expect_eq(bytes, rows[i].bytes, "%s", rows[i].options);
+		json_decref(config);
+		opt_fini(&in, &run_args);
+	}
 }
 
 Test(cli_spec, cmdline_replaces_and_append_adds_to_it, .fini = remove_scratch)
@@ -449,6 +477,56 @@ Test(cli_tty, settings_are_raw_in_between)
 	cr_expect(t.c_lflag & ICANON);
 }
 
+/* ---- what a VM says of its memory ---------------------------------------------------------- */
+
+static void memory_in(const char *text, struct memory *m)
+{
+	json_t *status = json_loads(text, JSON_DECODE_ANY, NULL);
+
+	cr_assert(status, "%s", text);
+	memset(m, 0xff, sizeof(*m));
+	memory_of(status, m);
+	json_decref(status);
+}
+
+Test(cli_memory, away_is_counted_by_what_it_costs)
+{
+	struct memory m;
+
+	memory_in("{\"memory_bytes\": 1000, \"resident_bytes\": 100, \"engine\": {\"limit_bytes\": 200,"
+		  "\"present_bytes\": 90, \"staged_bytes\": 1, \"filled_bytes\": 20, \"packed_bytes\": 300,"
+		  "\"pool_bytes\": 70, \"own_bytes\": 5, \"wanted_bytes\": 8,"
+		  "\"cold_bytes\": [[1, 60], [2, 50], [32, 40]]}}", &m);
+	cr_expect(m.engine && m.assigned_known && m.resident_known);
+	cr_expect_eq(m.assigned_bytes, 1000);
+	cr_expect_eq(m.resident_bytes, 100);
+	cr_expect_eq(m.limit_bytes, 200);
+	cr_expect_eq(m.wanted_bytes, 8);
+	cr_expect_eq(m.away_bytes, 321);
+	cr_expect_eq(m.away_cost_bytes, 71); /* staged pages are not packed yet, filled ones cost nothing */
+	cr_expect_eq(m.held_bytes, 171);
+	cr_expect_eq(m.cold_bytes, 40);
+}
+
+Test(cli_memory, what_a_vm_does_not_say_is_nothing)
+{
+	static const char *const rows[] = {
+		"{}", "null", "{\"engine\": null}", "{\"engine\": 7}", "{\"engine\": [1]}",
+		"{\"state\": \"died\", \"memory_bytes\": null, \"resident_bytes\": -1}",
+	};
+	struct memory m;
+
+	for (size_t i = 0; i < ARRAY_LEN(rows); i++) {
+		memory_in(rows[i], &m);
+		cr_expect(!m.engine && !m.assigned_known && !m.resident_known, "%s", rows[i]);
+		cr_expect(!m.held_bytes && !m.away_bytes && !m.limit_bytes && !m.cold_bytes, "%s", rows[i]);
+	}
+	memory_in("{\"resident_bytes\": 100, \"engine\": {\"cold_bytes\": [], \"pool_bytes\": -3}}", &m);
+	cr_expect(m.engine && m.held_bytes == 100 && !m.cold_bytes);
+	memory_in("{\"engine\": {\"cold_bytes\": [[1, 60], 7]}}", &m);
+	cr_expect(m.engine && !m.cold_bytes);
+}
+
 /* ---- texts ------------------------------------------------------------------------------- */
 
 static char *print_to_memory(void (*print)(FILE *out, const struct cmd *c), const struct cmd *c)
@@ -517,6 +595,22 @@ Test(cli_text, table_is_sound)
 					  (!c->opts[j].letter || c->opts[j].letter != c->opts[k].letter),
 					  "%s: --%s twice", c->name, c->opts[j].name);
 		}
+	}
+}
+
+Test(cli_text, nothing_is_null_in_json)
+{
+	const json_t *const rows[] = { NULL, json_null() };
+
+	for (size_t i = 0; i < ARRAY_LEN(rows); i++) {
+		char *text = NULL;
+		size_t len;
+		FILE *f = open_memstream(&text, &len);
+
+		json_print(f, rows[i]);
+		fclose(f);
+		cr_expect_str_eq(text, "null\n");
+		free(text);
 	}
 }
 
