@@ -2,13 +2,16 @@
  * mm/: a VM's memory.  ram.c owns the only mapping of guest memory; host.c is
  * the table of system calls the engine makes, so that tests can make any of
  * them fail; balloon/ turns page numbers the guest gave back into few madvise
- * calls.
+ * calls; engine.c, with page.c, fault.c and reclaim.c, takes cold pages and
+ * brings them back, and swap/ is where they are meanwhile.
  *
  * Threads: ram_at() and the other const lookups from any thread, lock-free,
- * since the map is fixed at create.  ram_discard() from the loop thread.
+ * since the map is fixed at create.  ram_discard() from the loop thread.  Guest
+ * RAM may be touched by any thread but the engine's own.
  *
  * Lock order (whole process): a virtio_dev's lock, then the PCI/MSI-X lock,
- * then the console lock.  mm/ takes no lock.
+ * then the console lock; under any of these the engine's `take`, then the lock
+ * of one chunk.
  *
  * Invariants:
  *  I1  Every translation of a guest address goes through ram_at(), with its

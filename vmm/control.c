@@ -263,9 +263,11 @@ static int cmd_reclaim(struct vmm *vmm, const json_t *args, json_t **result, str
 	json_int_t bytes = json_integer_value(arg);
 	int rc;
 
-	if (!json_is_integer(arg) || bytes <= 0 || (uint64_t)bytes > vmm->cfg.memory_bytes)
-		return err_set(e, -EINVAL, "reclaim: 'bytes' must be a whole number of bytes, at most "
-			       "the VM's %llu", (unsigned long long)vmm->cfg.memory_bytes);
+	if (!json_is_integer(arg) || bytes <= 0)
+		return err_set(e, -EINVAL, "reclaim: 'bytes' must be a whole number of bytes, above 0");
+	if ((uint64_t)bytes > vmm->cfg.memory_bytes)
+		return err_set(e, -EINVAL, "reclaim: %lld bytes asked for, but the VM has %llu",
+			       (long long)bytes, (unsigned long long)vmm->cfg.memory_bytes);
 	rc = memory_reclaim(vmm->machine, (uint64_t)bytes, e);
 	if (rc)
 		return rc;

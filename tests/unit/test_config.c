@@ -122,7 +122,8 @@ Test(config, hugepages_every_name_arrives)
 Test(config, wrong_type_refused_by_name)
 {
 	static const char *const strings[] = { "initrd", "cmdline", "hugepages" };
-	static const char *const numbers[] = { "v", "memory_bytes", "cpus", "stop_timeout_s" };
+	static const char *const numbers[] = { "v", "memory_bytes", "memory_limit_bytes", "cpus",
+					       "stop_timeout_s" };
 	static const char *const bools[] = { "rng", "console", "die_with_parent", "reboot",
 					     "allow_emulated_kvm" };
 	static const char *const lists[] = { "disks", "nets" };
@@ -168,9 +169,18 @@ Test(config, out_of_range_refused_by_name)
 	bad("\"cpus\":0", "cpus");
 	bad("\"cpus\":17", "cpus");
 	bad("\"memory_bytes\":0", "memory_bytes");
+	bad("\"memory_limit_bytes\":16777215", "memory_limit_bytes");
 	bad("\"stop_timeout_s\":3601", "stop_timeout_s");
 	bad("\"balloon\":{\"stats_interval_s\":3601}", "stats_interval_s");
 	bad("\"hugepages\":\"sometimes\"", "hugepages");
+}
+
+Test(config, memory_limit_of_0_is_none_and_the_least_is_taken)
+{
+	good("\"memory_limit_bytes\":0");
+	cr_assert_eq(cfg.memory_limit_bytes, 0);
+	good("\"memory_limit_bytes\":16777216");
+	cr_assert_eq(cfg.memory_limit_bytes, 16 * MiB);
 }
 
 /* Too large for the parser itself: it can only say where. */

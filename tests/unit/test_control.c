@@ -80,6 +80,7 @@ static void end(void)
 	control_destroy(&vmm.control, "poweroff", "");
 	cr_assert_lt(access(path, F_OK), 0, "the socket is gone");
 	virtio_dev_destroy(&machine.balloon);
+	memory_fini(&machine);
 	ram_destroy(&machine.ram);
 	loop_destroy(&vmm.loop);
 	rmdir(dir);
@@ -543,11 +544,74 @@ Test(control, balloon_target_of_wrong_kind_refused)
 	end();
 }
 
+Test(control, limit_and_reclaim_of_wrong_kind_or_size_refused)
+{
+	static const char *const bad[][2] = {
+		{ "\"limit\"", "limit_bytes" },
+		{ "\"limit\",\"limit_bytes\":\"1G\"", "limit_bytes" },
+		{ "\"limit\",\"limit_bytes\":-1", "limit_bytes" },
+		{ "\"limit\",\"limit_bytes\":16777215", "16777216" },
+		{ "\"reclaim\"", "'bytes'" },
+		{ "\"reclaim\",\"bytes\":0", "'bytes'" },
+		{ "\"reclaim\",\"bytes\":67108865", "67108864" },
+	};
+	char line[128];
+	json_t *r;
+	int fd;
+
+	begin();
+	fd = join();
+	for (size_t i = 0; i < ARRAY_LEN(bad); i++) {
+		snprintf(line, sizeof line, "{\"v\":1,\"id\":7,\"cmd\":%s}\n", bad[i][0]);
+		say(fd, line);
+		hear_error(fd, 7, bad[i][1]);
+	}
+	cr_assert_null(machine.engine, "a refused command makes none");
+	say(fd, "{\"v\":1,\"id\":8,\"cmd\":\"limit\",\"limit_bytes\":0}\n");
+	json_decref(hear_ok(fd, 8));
+	cr_assert_null(machine.engine, "no limit needs none");
+	say(fd, "{\"v\":1,\"id\":9,\"cmd\":\"status\"}\n");
+	r = hear_ok(fd, 9);
+	cr_assert(json_is_null(json_object_get(r, "engine")));
+	json_decref(r);
+	close(fd);
+	end();
+}
+
+/* With the right to use userfaultfd, which the tests of the engine skip without. */
+Test(control, limit_makes_an_engine_that_status_tells_of)
+{
+	json_t *r;
+	const json_t *g;
+	int fd;
+
+	begin();
+	fd = join();
+	say(fd, "{\"v\":1,\"id\":7,\"cmd\":\"limit\",\"limit_bytes\":33554432}\n");
+	turn();
+	if (!machine.engine)
+		cr_skip_test("no userfaultfd here");
+	json_decref(hear_ok(fd, 7));
+	cr_assert_eq(vmm.cfg.memory_limit_bytes, 32 * MiB, "for the next boot");
+	say(fd, "{\"v\":1,\"id\":8,\"cmd\":\"reclaim\",\"bytes\":1048576}\n");
+	json_decref(hear_ok(fd, 8));
+	say(fd, "{\"v\":1,\"id\":9,\"cmd\":\"status\"}\n");
+	r = hear_ok(fd, 9);
+	g = json_object_get(r, "engine");
+	cr_assert_eq(json_integer_value(json_object_get(g, "limit_bytes")), 32 * MiB);
+	cr_assert(json_is_integer(json_object_get(g, "packed_bytes")));
+	cr_assert_eq(json_array_size(json_object_get(g, "cold_bytes")), 6);
+	json_decref(r);
+	close(fd);
+	end();
+}
+
 Test(control, status_has_every_key_of_its_description)
 {
 	static const char *const keys[] = {
 		"name", "pid", "state", "uptime_s", "memory_bytes", "cpus", "kernel",
-		"resident_bytes", "vmm_bytes", "reboots", "balloon", "guest", "disks", "nets", "vcpus",
+		"resident_bytes", "vmm_bytes", "reboots", "engine", "balloon", "guest", "disks", "nets",
+		"vcpus",
 	};
 	json_t *r;
 	int fd;
