@@ -44,6 +44,41 @@ void engine_dead(struct engine *e, uint64_t index, const char *what, int rc)
 	e->fatal(e->fatal_ctx, why);
 }
 
+/* Has the address memory of its own?  -errno where the kernel does not say. */
+static int has_page(const struct engine *e, const void *at)
+{
+	uint64_t entry = 0;
+
+	for (unsigned tries = 0; tries < 3; tries++)
+		if (e->host->pread(e->pagemap, &entry, sizeof(entry),
+				   (int64_t)((uintptr_t)at / PAGE_BYTES * sizeof(entry))) ==
+		    (int64_t)sizeof(entry))
+			return entry >> 62 != 0; /* present, or swapped by the host */
+	return -EIO;
+}
+
+/* Linux 6.18 has been seen to move a page, then to say EEXIST, as if it had found it
+ * at the far end: once in some 100,000 moves on a busy machine.  To believe it is to
+ * lose the page.  So look where the page is: 1 moved after all, 0 not, or -errno. */
+static int moved_after_all(const struct engine *e, const void *to, const void *from)
+{
+	int there = has_page(e, to), here = has_page(e, from);
+
+	if (there < 0 || here < 0)
+		return -EIO;
+	if (!there || here)
+		return 0;
+	counter_inc(CTR_engine_moves_unsaid);
+	return 1;
+}
+
+static int refused_move(const struct engine *e, const void *to, const void *from, int error)
+{
+	int moved = error == -EEXIST || error == -ENOENT ? moved_after_all(e, to, from) : 0;
+
+	return moved ? moved : error;
+}
+
 int64_t engine_move(struct engine *e, void *to, void *from, uint64_t n)
 {
 	struct uffdio_move m;
@@ -55,8 +90,9 @@ int64_t engine_move(struct engine *e, void *to, void *from, uint64_t n)
 			return (int64_t)n;
 		if (m.move >= (int64_t)PAGE_BYTES)
 			return m.move >> PAGE_SHIFT;
-		if (errno != EAGAIN)
-			return -errno;
+		if (errno == EAGAIN)
+			continue;
+		return refused_move(e, to, from, -errno);
 	}
 	return -EAGAIN;
 }

@@ -114,9 +114,9 @@ int fault_unstage(struct engine *e, uint64_t index)
 	do
 		rc = engine_move(e, page_at(e, index), slot_at(e, slot), 1);
 	while (rc < 0 && may_retry((int)rc, &tries));
-	if (rc == -ENOENT) /* it had no memory when it was staged: zeroes */
-		rc = zero_in(e, index);
-	else if (rc < 0) /* pinned, say: its bytes will do, and the slot is emptied later */
+	/* Pinned, say: its bytes will do, and the slot is emptied later.  But a slot
+	 * that has none (ENOENT) must not be taken for a page of zeroes. */
+	if (rc < 0 && rc != -ENOENT && rc != -EIO)
 		rc = copy_in(e, index, slot_at(e, slot), 1);
 	if (rc < 0)
 		return (int)rc;

@@ -59,6 +59,11 @@ static int64_t host_read(int fd, void *buf, size_t len)
 	return read(fd, buf, len);
 }
 
+static int64_t host_pread(int fd, void *buf, size_t len, int64_t off)
+{
+	return pread(fd, buf, len, off);
+}
+
 const struct mm_host mm_host_linux = {
 	.mmap = host_mmap,
 	.munmap = host_munmap,
@@ -68,5 +73,6 @@ const struct mm_host mm_host_linux = {
 	.pagemap = host_pagemap,
 	.ioctl = host_ioctl,
 	.read = host_read,
+	.pread = host_pread,
 	.close = close,
 };

@@ -128,7 +128,8 @@ static inline uint8_t *slot_at(const struct engine *e, uint64_t slot)
 void engine_dead(struct engine *e, uint64_t index, const char *what, int rc);
 
 /* engine.c: UFFDIO_MOVE of n pages; repeats what the kernel asks to repeat.
- * Returns the pages moved, or -errno where the first could not be. */
+ * Returns the pages moved, or -errno where the first could not be; -EIO: nobody can
+ * say where it is now. */
 int64_t engine_move(struct engine *e, void *to, void *from, uint64_t n);
 
 /* Has the kernel tell us of touches of missing pages in it.  Lock held. 0 or -errno. */

@@ -60,6 +60,7 @@ struct mm_host {
 	int (*pagemap)(void); /* opens /proc/self/pagemap */
 	int (*ioctl)(int fd, unsigned long request, void *arg);
 	int64_t (*read)(int fd, void *buf, size_t len);
+	int64_t (*pread)(int fd, void *buf, size_t len, int64_t off);
 	int (*close)(int fd);
 };
 extern const struct mm_host mm_host_linux;

@@ -171,7 +171,9 @@ static void note_refused(struct engine *e, uint64_t index, int64_t rc)
 	struct page *p = &e->pages.page[index];
 
 	p->age = 0;
-	if (rc == -ENOENT)
+	if (rc == -EIO)
+		engine_dead(e, index, "lost between guest RAM and staging", (int)rc);
+	else if (rc == -ENOENT)
 		p->present = 0; /* discarded since the pass */
 	else
 		counter_inc(rc == -EBUSY ? CTR_engine_pinned : CTR_engine_move_errors);

@@ -120,8 +120,32 @@ static bool fails(void)
 	return true;
 }
 
+/* Every so many moves are done, and then denied, as Linux 6.18 does now and then. */
+static _Atomic int deny_every;
+static _Atomic int moves;
+
+static int denying_move(int fd, void *arg)
+{
+	int rc = mm_host_linux.ioctl(fd, UFFDIO_MOVE, arg);
+	struct uffdio_move *m = arg;
+
+	if (rc == 0 && m->len == PAGE_BYTES && ++moves % deny_every == 0) {
+		m->move = -EEXIST;
+		errno = EEXIST;
+		return -1;
+	}
+	return rc;
+}
+
+static int64_t failing_pread(int fd, void *buf, size_t len, int64_t off)
+{
+	return fails() ? -1 : mm_host_linux.pread(fd, buf, len, off);
+}
+
 static int failing_ioctl(int fd, unsigned long request, void *arg)
 {
+	if (request == UFFDIO_MOVE && deny_every)
+		return denying_move(fd, arg);
 	if (fails()) {
 		if (request == UFFDIO_COPY)
 			((struct uffdio_copy *)arg)->copy = -fail_errno;
@@ -185,6 +209,7 @@ static int box_open_capped(struct box *b, struct engine_config cfg, uint64_t swa
 	b->host.mmap = failing_mmap;
 	b->host.userfaultfd = failing_userfaultfd;
 	b->host.pagemap = failing_pagemap;
+	b->host.pread = failing_pread;
 	rc = ram_create(&b->ram, &(struct ram_config){ .size_bytes = RAM_BYTES,
 						       .huge = RAM_HUGE_NEVER }, &err);
 	cr_assert_eq(rc, 0, "%s", err.msg);
@@ -456,6 +481,30 @@ Test(engine, limit_is_met_and_kept)
 	box_close(&b);
 }
 
+/* Both ways: into staging, and back on a touch. */
+Test(engine, moves_done_but_denied_lose_nothing)
+{
+	static struct box b;
+
+	cr_assert_eq(box_open(&b, MANUAL), 0);
+	deny_every = 2;
+	for (uint64_t i = 0; i < 1000; i += 2) /* apart, so that each is a move of its own */
+		fill(at(&b, i), i, 1);
+	for (unsigned round = 0; round < 4; round++) {
+		engine_reclaim(b.e, 500 << PAGE_SHIFT);
+		engine_tick(b.e);
+		for (uint64_t i = 0; i < 1000; i += 4)
+			cr_assert(has(at(&b, i), i, 1), "page %lu", (unsigned long)i);
+		engine_tick(b.e);
+		for (uint64_t i = 0; i < 1000; i += 2)
+			cr_assert(has(at(&b, i), i, 1), "page %lu", (unsigned long)i);
+	}
+	cr_assert_gt(counter_get(CTR_engine_moves_unsaid), 500);
+	cr_assert_eq(b.fatal, 0);
+	deny_every = 0;
+	box_close(&b);
+}
+
 Test(engine, untouched_memory_of_a_watched_chunk_reads_zero)
 {
 	static struct box b;
@@ -598,7 +647,7 @@ static enum outcome scenario_in_child(long n, int error)
  * by name.  Never a third outcome. */
 Test(engine, every_call_may_fail_once, .timeout = 600)
 {
-	static const int errors[] = { ENOMEM, EAGAIN, EBUSY };
+	static const int errors[] = { ENOMEM, EAGAIN, EBUSY, EEXIST };
 	unsigned seen[OUTCOMES] = { 0 };
 	static struct box probe;
 
@@ -679,6 +728,33 @@ static bool is_version(struct stress *s, uint64_t i)
 	return w == PAGE_BYTES / sizeof(*p);
 }
 
+/* What is there instead: words of which version, and what the engine says. */
+static void tell_wrong(struct stress *s, uint64_t i)
+{
+	const uint64_t *p = (const uint64_t *)at(s->b, i);
+	uint64_t wrong = 0, zero = 0, older = 0, first = UINT64_MAX;
+	struct page e = entry(s->b, i);
+
+	for (uint64_t w = 0; w < PAGE_BYTES / sizeof(*p); w++) {
+		if (p[w] == word_of(i, s->version[i], w))
+			continue;
+		first = first == UINT64_MAX ? w : first;
+		wrong++;
+		zero += p[w] == 0;
+		for (uint64_t v = 1; v < s->version[i]; v++)
+			if (p[w] == word_of(i, v, w)) {
+				older++;
+				break;
+			}
+	}
+	cr_assert_fail("page %lu is not version %lu: %lu words from %lu on are wrong, %lu of them zero, "
+		       "%lu of an older version, the first is %lx; state %u hard %u",
+		       (unsigned long)i, (unsigned long)s->version[i], (unsigned long)wrong,
+		       (unsigned long)first, (unsigned long)zero, (unsigned long)older,
+		       (unsigned long)(first == UINT64_MAX ? 0 : p[first]), (unsigned)e.state,
+		       (unsigned)e.hard);
+}
+
 struct worker {
 	struct stress *s;
 	uint64_t random;
@@ -699,8 +775,8 @@ static void *stress_main(void *arg)
 		uint64_t r = next_random(&w->random), i = pick(r);
 
 		pthread_mutex_lock(&s->lock[i]);
-		cr_assert(is_version(s, i), "page %lu is not version %lu", (unsigned long)i,
-			  (unsigned long)s->version[i]);
+		if (!is_version(s, i))
+			tell_wrong(s, i);
 		if (r >> 62 == 0) {
 			s->version[i]++;
 			write_version(s, i);
@@ -767,10 +843,11 @@ static void stress(uint64_t swap_cap_bytes)
 	reclaim_stop(b.e);
 	for (uint64_t i = 0; i < PAGES; i++)
 		cr_assert(is_version(&s, i));
-	fprintf(stderr, "%lu accesses, %lu packed, %lu faults packed, %lu staged\n",
+	fprintf(stderr, "%lu accesses, %lu packed, %lu faults packed, %lu staged, %lu moves unsaid\n",
 		(unsigned long)s.accesses, (unsigned long)counter_get(CTR_engine_packed),
 		(unsigned long)counter_get(CTR_engine_faults_packed),
-		(unsigned long)counter_get(CTR_engine_faults_staged));
+		(unsigned long)counter_get(CTR_engine_faults_staged),
+		(unsigned long)counter_get(CTR_engine_moves_unsaid));
 	cr_assert_gt(counter_get(CTR_engine_packed), 1000);
 	cr_assert_eq(b.fatal, 0);
 	settle(&b);
