@@ -181,7 +181,7 @@ void engine_destroy(struct engine **e);
 /* The most host memory the VM may hold: resident, staged and packed.  0: no limit.
  * The reclaimer takes the coldest pages until it is met, and goes on watching. */
 void engine_limit(struct engine *e, uint64_t bytes);
-/* Takes so many bytes once, coldest first. */
+/* Takes so many bytes once, coldest first; fewer where less can be had. */
 void engine_reclaim(struct engine *e, uint64_t bytes);
 
 /* The tier has moved a page's bytes from one ref to another (from `tidy`): true where

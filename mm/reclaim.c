@@ -399,8 +399,9 @@ bool engine_tick(struct engine *e)
 		staged = stage(e, over < ROUND_PAGES ? over : ROUND_PAGES);
 	if (e->tier->tidy)
 		e->tier->tidy(e->tier_ctx);
-	if (full)
-		atomic_store(&e->wanted_bytes, 0); /* said so by its counter */
+	/* No room, or nothing left that packs: what was asked for cannot be had. */
+	if (full || (!packed && !staged && e->head == e->tail))
+		atomic_store(&e->wanted_bytes, 0);
 	return !full && over && packed + staged;
 }
 

@@ -449,6 +449,20 @@ Test(engine, full_tier_loses_nothing)
 	box_close(&b);
 }
 
+Test(engine, reclaim_of_more_than_can_be_had_ends)
+{
+	static struct box b;
+
+	cr_assert_eq(box_open(&b, MANUAL), 0);
+	fill_first(&b, 64);
+	for (uint64_t i = 0; i < 32; i++)
+		*(uint64_t *)at(&b, i) = 0xE2B16; /* will not pack */
+	push_out(&b, 1000);
+	cr_assert_eq(atomic_load(&b.e->wanted_bytes), 0);
+	cr_assert_eq(stats(&b).packed_pages, 32);
+	box_close(&b);
+}
+
 Test(engine, limit_that_cannot_be_met_leaves_an_eighth_of_it_in_ram)
 {
 	static struct box b;
