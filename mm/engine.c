@@ -213,16 +213,18 @@ static void after_discard(void *ctx)
 
 static const struct ram_guard guard = { .before = before_discard, .after = after_discard };
 
-bool engine_moved(struct engine *e, uint64_t index, uint64_t from, uint64_t to)
+bool engine_moved(struct engine *e, uint64_t index, const struct mm_move *m)
 {
 	struct chunk *c = chunk_of(&e->pages, index);
 	struct page *p = &e->pages.page[index];
 	bool there;
 
+	VERIFY(m->kept == MM_PACKED || m->kept == MM_DISK);
 	pthread_mutex_lock(&c->lock);
-	there = p->state == PAGE_PACKED && p->payload == from;
+	there = (p->state == PAGE_PACKED || p->state == PAGE_DISK) && p->payload == m->from &&
+		!p->reading;
 	if (there)
-		page_set(&e->pages, index, PAGE_PACKED, to);
+		page_set(&e->pages, index, m->kept == MM_DISK ? PAGE_DISK : PAGE_PACKED, m->to);
 	pthread_mutex_unlock(&c->lock);
 	return there;
 }
@@ -356,6 +358,7 @@ void engine_stats(const struct engine *e, struct engine_stats *out)
 		.staged_pages = load(&e->pages.in_state[PAGE_STAGED]),
 		.filled_pages = load(&e->pages.in_state[PAGE_FILLED]),
 		.packed_pages = load(&e->pages.in_state[PAGE_PACKED]),
+		.disk_pages = load(&e->pages.in_state[PAGE_DISK]),
 		.present_pages = load(&e->present_pages),
 		.tier_bytes = e->tier->held_bytes(e->tier_ctx),
 		.own_bytes = e->pages.count * sizeof(struct page) +

@@ -8,6 +8,7 @@
 #include "mm/mm.h"
 
 #include <fcntl.h>
+#include <liburing.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
@@ -64,6 +65,21 @@ static int64_t host_pread(int fd, void *buf, size_t len, int64_t off)
 	return pread(fd, buf, len, off);
 }
 
+static int host_ring_init(unsigned depth, struct io_uring *ring)
+{
+	return io_uring_queue_init(depth, ring, IORING_SETUP_CLAMP);
+}
+
+static int host_ring_submit(struct io_uring *ring)
+{
+	return io_uring_submit(ring);
+}
+
+static int host_ring_wait(struct io_uring *ring, struct io_uring_cqe **cqe, bool wait)
+{
+	return wait ? io_uring_wait_cqe(ring, cqe) : io_uring_peek_cqe(ring, cqe);
+}
+
 const struct mm_host mm_host_linux = {
 	.mmap = host_mmap,
 	.munmap = host_munmap,
@@ -75,4 +91,7 @@ const struct mm_host mm_host_linux = {
 	.read = host_read,
 	.pread = host_pread,
 	.close = close,
+	.ring_init = host_ring_init,
+	.ring_submit = host_ring_submit,
+	.ring_wait = host_ring_wait,
 };

@@ -24,6 +24,7 @@ enum page_state {
 	PAGE_STAGED, /* moved to the slot `payload` of the staging area */
 	PAGE_FILLED, /* in the tier as `payload`, at no cost */
 	PAGE_PACKED, /* in the tier as `payload` */
+	PAGE_DISK,   /* in the tier as `payload`, in a file */
 	PAGE_STATES
 };
 
@@ -34,7 +35,8 @@ struct page {
 	uint64_t present : 1; /* GUEST: had memory at the last pass */
 	uint64_t hard : 1;    /* did not compress; until it is written again */
 	uint64_t back : 1;    /* put back by us since the last pass, which looks like a write */
-	uint64_t unused : 4;
+	uint64_t reading : 1; /* DISK: a fault thread is reading it */
+	uint64_t unused : 3;
 	uint64_t payload : 48;
 };
 _Static_assert(sizeof(struct page) == 8, "8 bytes a page");

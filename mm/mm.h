@@ -47,6 +47,9 @@ static inline gpa_t gpa_of(gfn_t g) { return (gpa_t){ g.v << PAGE_SHIFT }; }
 
 /* ---- host.c: the system calls of the engine ---------------------------- */
 
+struct io_uring;
+struct io_uring_cqe;
+
 struct mm_host {
 	void *(*mmap)(void *addr, size_t len, int prot, int flags, int fd, int64_t off);
 	int (*munmap)(void *addr, size_t len);
@@ -62,6 +65,11 @@ struct mm_host {
 	int64_t (*read)(int fd, void *buf, size_t len);
 	int64_t (*pread)(int fd, void *buf, size_t len, int64_t off);
 	int (*close)(int fd);
+	/* io_uring, for aio.c.  0, the number submitted, or -errno; ring_wait: -EAGAIN
+	 * where nothing has ended and it was not to wait. */
+	int (*ring_init)(unsigned depth, struct io_uring *ring);
+	int (*ring_submit)(struct io_uring *ring);
+	int (*ring_wait)(struct io_uring *ring, struct io_uring_cqe **cqe, bool wait);
 };
 extern const struct mm_host mm_host_linux;
 
@@ -142,17 +150,64 @@ int ram_resident_bytes(const struct ram *ram, uint64_t *bytes);
 
 /* Where pages go.  mm/swap/ is one; handed over at start.  Called with the lock of
  * the page's chunk held, so never twice at once for one page. */
+/* How a tier keeps a page. */
+enum mm_kept {
+	MM_FILLED, /* at no cost */
+	MM_PACKED, /* in memory */
+	MM_DISK,   /* in a file: to be read first */
+};
+
+/* Whole blocks of a file. */
+struct mm_extent {
+	int fd;
+	uint32_t bytes;
+	uint64_t offset;
+};
+struct mm_move {
+	uint64_t from, to; /* refs */
+	enum mm_kept kept; /* at `to` */
+};
+#define MM_EXTENT_MAX ((uint32_t)(64 * KiB)) /* one read, several pages */
+#define MM_BLOCK_BYTES PAGE_BYTES            /* of offset, length and buffer */
+
+/* Such blocks in memory. */
+struct mm_read {
+	struct mm_extent of;
+	uint8_t *raw;
+};
+
 struct mm_tier {
 	/* Takes the frozen page's 4 KiB.  0 and *ref (48 bits), and *filled where it
 	 * costs nothing; -E2BIG: not this page; -ENOSPC or -ENOMEM: none for now. */
 	int (*put)(void *ctx, uint64_t index, const void *page, uint64_t *ref, bool *filled);
-	/* Writes its bytes to `page`; anything but 0 ends the VM. */
+	/* Writes its bytes to `page`; anything but 0 ends the VM.  Not for MM_DISK. */
 	int (*get)(void *ctx, uint64_t ref, uint64_t index, void *page);
 	void (*drop)(void *ctx, uint64_t ref);
 	/* Bytes of host memory it holds, all overhead counted. */
 	uint64_t (*held_bytes)(void *ctx);
 	/* Work in the background, bounded, from the reclaimer; may be NULL. */
 	void (*tidy)(void *ctx);
+	/* Says where it is in a few words, for the message that ends a VM; may be NULL. */
+	void (*describe)(void *ctx, uint64_t ref, char *text, size_t size);
+
+	/* Only where pages may be MM_DISK; else NULL.
+	 *
+	 * Which blocks to read for the page.  They stay what they are until unpin, even
+	 * if the ref is dropped meanwhile.  Under the lock of the page's chunk. */
+	void (*pin)(void *ctx, uint64_t ref, struct mm_extent *out);
+	void (*unpin)(void *ctx, uint64_t ref);
+	/* Once for what was read, before unpack: decrypts it in place.  0 or -errno. */
+	int (*arrived)(void *ctx, const struct mm_extent *of, void *raw);
+	/* As get, from what was read: `raw` are the extent's bytes, in which the page's
+	 * own extent lies. */
+	int (*unpack)(void *ctx, uint64_t ref, uint64_t index, const struct mm_read *from,
+		      void *page);
+	/* Makes room for so many puts, and waits for the disk where it must: how many
+	 * fit.  From the reclaimer, without locks. */
+	uint64_t (*room)(void *ctx, uint64_t pages);
+	/* Moves the coldest of what it holds in memory to disk until it holds so many
+	 * bytes less; waits for the disk.  The bytes.  From the reclaimer, without locks. */
+	uint64_t (*spill)(void *ctx, uint64_t bytes);
 };
 
 struct engine;
@@ -184,13 +239,14 @@ void engine_limit(struct engine *e, uint64_t bytes);
 /* Takes so many bytes once, coldest first; fewer where less can be had. */
 void engine_reclaim(struct engine *e, uint64_t bytes);
 
-/* The tier has moved a page's bytes from one ref to another (from `tidy`): true where
- * the page is still at `from`, and now at `to`. */
-bool engine_moved(struct engine *e, uint64_t index, uint64_t from, uint64_t to);
+/* The tier has copied a page's bytes from one ref to another (from `tidy`, `room` or
+ * `spill`): true where the page was still at `from`, and now is at `to`, kept so.  Also
+ * false while it is being read from disk: it is on its way home. */
+bool engine_moved(struct engine *e, uint64_t index, const struct mm_move *m);
 
 #define ENGINE_AGES 64
 struct engine_stats {
-	uint64_t staged_pages, filled_pages, packed_pages; /* away, by where */
+	uint64_t staged_pages, filled_pages, packed_pages, disk_pages; /* away, by where */
 	uint64_t present_pages; /* by the kernel's account, at the last pass */
 	uint64_t tier_bytes;
 	uint64_t own_bytes;     /* the engine's own tables */

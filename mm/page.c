@@ -4,10 +4,12 @@
  *             reclaim.c: stage                reclaim.c: pack
  *    GUEST ───────────────────► STAGED ──────────────────────► FILLED
  *      ▲ ▲                        │  │                            │
- *      │ └── fault.c, discard ────┘  └───────► PACKED ──┐ moved   │
- *      │                                          │  ▲  │ by the  │
- *      │                                          │  └──┘ cleaner │
- *      └───────────── fault.c, discard ───────────┴───────────────┘
+ *      │ └── fault.c, discard ────┘  └───────► PACKED ◄──► DISK   │
+ *      │                                          │          │    │
+ *      └───────────── fault.c, discard ───────────┴──────────┴────┘
+ *
+ * PACKED and DISK change into each other, and into themselves, where the tier moves
+ * a page's bytes (engine_moved).
  *
  * GUEST says nothing about memory: the page may never have been touched, and the
  * kernel fills it on a touch without asking us unless its chunk is watched.
@@ -30,7 +32,8 @@ static const bool may[PAGE_STATES][PAGE_STATES] = {
 	[PAGE_GUEST] = { [PAGE_STAGED] = true },
 	[PAGE_STAGED] = { [PAGE_GUEST] = true, [PAGE_FILLED] = true, [PAGE_PACKED] = true },
 	[PAGE_FILLED] = { [PAGE_GUEST] = true },
-	[PAGE_PACKED] = { [PAGE_GUEST] = true, [PAGE_PACKED] = true },
+	[PAGE_PACKED] = { [PAGE_GUEST] = true, [PAGE_PACKED] = true, [PAGE_DISK] = true },
+	[PAGE_DISK] = { [PAGE_GUEST] = true, [PAGE_PACKED] = true, [PAGE_DISK] = true },
 };
 
 bool page_may(enum page_state from, enum page_state to)
@@ -48,6 +51,7 @@ void page_set(struct pages *t, uint64_t index, enum page_state to, uint64_t payl
 	p->state = to;
 	p->payload = payload;
 	p->present = to == PAGE_GUEST;
+	p->reading = 0;
 	p->age = 0;
 	atomic_fetch_sub_explicit(&t->in_state[from], 1, memory_order_relaxed);
 	atomic_fetch_add_explicit(&t->in_state[to], 1, memory_order_relaxed);

@@ -60,7 +60,7 @@ const struct mm_tier swap_tier = {
 
 static bool moved(void *ctx, uint64_t owner, swap_ref_t from, swap_ref_t to)
 {
-	return engine_moved(ctx, owner, from.v, to.v);
+	return engine_moved(ctx, owner, &(struct mm_move){ from.v, to.v, MM_PACKED });
 }
 
 void swap_attach(struct swap *s, struct engine *e)
