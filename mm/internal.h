@@ -1,5 +1,5 @@
 /*
- * The engine's inside, shared by engine.c, page.c, fault.c and reclaim.c.
+ * The engine's inside, shared by engine.c, page.c, fault.c, read.c and reclaim.c.
  *
  * Locks, in order: `take` (a reclaimer's batch against a discard), then one
  * chunk's lock.  Never two chunks at once; no system call under them that waits
@@ -138,12 +138,40 @@ int64_t engine_move(struct engine *e, void *to, void *from, uint64_t n);
 int engine_watch(struct engine *e, uint64_t chunk);
 
 /* fault.c */
+struct fault_server; /* what one fault thread works with */
+int fault_server_create(struct fault_server **out, struct engine *e);
+/* Waits for the reads it has on their way. */
+void fault_server_destroy(struct fault_server **s);
 int fault_start(struct engine *e, unsigned threads);
 void fault_stop(struct engine *e);
-/* Brings the page back, as for a fault on it; `buf` holds AROUND_MAX pages. */
-void fault_serve(struct engine *e, uint64_t index, uint8_t *buf);
+/* Brings the page back, as for a fault on it; one on disk is only on its way then. */
+void fault_serve(struct fault_server *s, uint64_t index);
 /* A staged page's way home. Lock held. 0 or -errno. */
 int fault_unstage(struct engine *e, uint64_t index);
+/* UFFDIO_COPY of n pages, as long as is sensible: the pages copied (1..n), or -errno
+ * when not even the first was.  Lock held. */
+int64_t fault_copy_in(struct engine *e, uint64_t index, const uint8_t *buf, uint64_t n);
+/* Pages of the tier have been copied in: they are the guest's.  Lock held. */
+void fault_home(struct engine *e, uint64_t index, uint64_t n);
+/* Whoever sleeps on these faults again. */
+void fault_wake(struct engine *e, uint64_t index, uint64_t n);
+
+/* read.c: one reader a fault thread */
+struct reader;
+struct page_read;
+/* `buf` holds AROUND_MAX pages, and is used within read_reap() and read_start(). */
+int reader_create(struct reader **out, struct engine *e, uint8_t *buf);
+void reader_destroy(struct reader **r);
+/* To be polled; -1: never readable. */
+int reader_fd(const struct reader *r);
+/* Whether read_plan() may be called. */
+bool reader_has_room(const struct reader *r);
+/* A read of the DISK page and at most want - 1 behind it.  Lock held. */
+struct page_read *read_plan(struct reader *r, uint64_t index, uint64_t want);
+/* Lock not held. */
+void read_start(struct reader *r, struct page_read *rd);
+/* Ends one read; false where none has ended, or (`wait`) none is on its way. */
+bool read_reap(struct reader *r, bool wait);
 
 /* reclaim.c */
 int reclaim_start(struct engine *e);

@@ -193,7 +193,8 @@ struct mm_tier {
 	/* Only where pages may be MM_DISK; else NULL.
 	 *
 	 * Which blocks to read for the page.  They stay what they are until unpin, even
-	 * if the ref is dropped meanwhile.  Under the lock of the page's chunk. */
+	 * if the ref is dropped meanwhile.  Under the lock of the page's chunk, or while it
+	 * is pinned already. */
 	void (*pin)(void *ctx, uint64_t ref, struct mm_extent *out);
 	void (*unpin)(void *ctx, uint64_t ref);
 	/* Once for what was read, before unpack: decrypts it in place.  0 or -errno. */

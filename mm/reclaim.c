@@ -34,6 +34,11 @@
 #define ROUND_PAGES 4096u /* staged in one go at most, between looks at the target */
 #define AGE_MAX (ENGINE_AGES - 1)
 #define FLOOR_SHARE 8
+#define ROOM_PAGES 256u /* asked for at a time, so that a put never waits */
+/* Of a limit, what is packed may take half; where there is a disk, the rest goes there.
+ * Less would read from disk what could be unpacked, more would leave the guest so little
+ * RAM that it unpacks all the time. */
+#define POOL_SHARE 2
 
 /* ---- the pass ---------------------------------------------------------------- */
 
@@ -316,6 +321,14 @@ static bool empty_slots(struct engine *e, uint64_t n)
 	return true;
 }
 
+/* How many of n pages the tier takes now. */
+static uint64_t tier_room(struct engine *e, uint64_t n)
+{
+	if (!e->tier->room)
+		return n;
+	return e->tier->room(e->tier_ctx, n < ROOM_PAGES ? n : ROOM_PAGES);
+}
+
 /* Packs from the tail up to slot number `to`, at most `want` pages.  *full is set
  * when the tier has no room. */
 static uint64_t pack(struct engine *e, uint64_t to, uint64_t want, bool *full)
@@ -327,6 +340,8 @@ static uint64_t pack(struct engine *e, uint64_t to, uint64_t want, bool *full)
 
 		if (row > to - e->tail)
 			row = to - e->tail;
+		row = tier_room(e, row);
+		*full = row == 0;
 		while (n < row && packed < want && !*full) {
 			int rc = pack_slot(e, (e->tail + n) % e->slots);
 
@@ -334,7 +349,7 @@ static uint64_t pack(struct engine *e, uint64_t to, uint64_t want, bool *full)
 			*full = rc == -ENOSPC;
 			n++;
 		}
-		if (!empty_slots(e, n))
+		if (n && !empty_slots(e, n))
 			break;
 	}
 	return packed;
@@ -379,6 +394,16 @@ static void count_down(struct engine *e, uint64_t pages)
 	while (!atomic_compare_exchange_weak(&e->wanted_bytes, &was, now));
 }
 
+/* What is packed goes on to disk where it takes too much of the limit. */
+static void spill_excess(struct engine *e)
+{
+	uint64_t share = atomic_load(&e->limit_bytes) / POOL_SHARE;
+	uint64_t held = e->tier->held_bytes(e->tier_ctx);
+
+	if (e->tier->spill && share && held > share)
+		e->tier->spill(e->tier_ctx, held - share);
+}
+
 bool engine_tick(struct engine *e)
 {
 	uint64_t over, packed, staged = 0, before = e->head;
@@ -390,6 +415,7 @@ bool engine_tick(struct engine *e)
 		return false;
 	packed = pack(e, before, over, &full);
 	count_down(e, packed);
+	spill_excess(e);
 	over = over > packed ? over - packed : 0;
 	if (over > above_floor(e)) {
 		counter_inc(CTR_engine_floor);

@@ -559,14 +559,16 @@ Test(engine, discarded_pages_read_zero_wherever_they_were)
 Test(engine, damaged_page_ends_the_vm_by_name_and_nothing_else)
 {
 	static struct box b;
-	uint8_t buf[PAGE_BYTES];
+	struct fault_server *s;
 
 	cr_assert_eq(box_open(&b, MANUAL), 0);
+	cr_assert_eq(fault_server_create(&s, b.e), 0);
 	fill_first(&b, 64);
 	push_out(&b, 64);
 	b.copies.damaged = -EIO;
 	b.copies.damaged_index = 7;
-	fault_serve(b.e, 7, buf);
+	fault_serve(s, 7);
+	fault_server_destroy(&s);
 	cr_assert_eq(b.fatal, 1);
 	cr_assert_eq(entry(&b, 7).state, PAGE_PACKED, "it must stay missing");
 	b.copies.damaged = 0;

@@ -1,0 +1,316 @@
+/*
+ * Pages on disk: reads on their way.
+ *
+ *   fault on a DISK page, its chunk's lock held
+ *     ─► read_plan(): the page and, for a sequential reader, those behind it whose
+ *        blocks join on; each pinned in the tier and marked `reading`
+ *     ─► lock dropped, read_start(): one read, into this thread's ring
+ *     ─► the thread serves other faults; one on a page marked `reading` joins: it
+ *        only sleeps on
+ *     ─► read_reap(): decrypted and unpacked without locks, then under the chunk's
+ *        lock each page that still is what it was goes home, which wakes all sleepers
+ *
+ * Where the ring takes nothing (no memory, say), or a read fails, the thread reads the
+ * page that faulted by itself: an error is believed when that read fails too.
+ *
+ * Threads: a reader belongs to one fault thread.
+ *
+ * Invariants:
+ *  I1  A page is marked `reading` by at most one read at a time, and meanwhile the
+ *      tier does not move it (engine_moved).  A discard clears the mark; what then
+ *      arrives finds another state or another ref, and is thrown away.
+ *  I2  A ref is not used again while it is pinned: the same ref is the same bytes.
+ *  I3  Whoever sleeps on a page of the read is woken by its end, if only to fault
+ *      again.
+ */
+#include "mm/internal.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "mm/aio.h"
+
+#define READS_MAX 16u /* of one thread; the next fault on disk waits for one to end */
+#define READ_TRIES 3u
+
+struct page_read {
+	struct aio_op op;
+	struct mm_read from;
+	uint64_t index; /* of the page that faulted: the first */
+	uint64_t n;
+	bool is_narrow; /* only the first page's blocks were read */
+	uint64_t ref[AROUND_MAX];
+	struct page_read *next; /* in the list of idle ones */
+};
+
+struct reader {
+	/* fixed at create */
+	struct engine *e;
+	struct aio *aio; /* NULL: there is none, read at once */
+	uint8_t *raw;    /* READS_MAX * MM_EXTENT_MAX */
+	uint8_t *buf;    /* AROUND_MAX pages, unpacked */
+
+	struct page_read all[READS_MAX];
+	struct page_read *idle;
+};
+
+int reader_create(struct reader **out, struct engine *e, uint8_t *buf)
+{
+	struct reader *r = calloc(1, sizeof(*r));
+
+	if (!r)
+		return -ENOMEM;
+	r->e = e;
+	r->buf = buf;
+	if (posix_memalign((void **)&r->raw, MM_BLOCK_BYTES, READS_MAX * (size_t)MM_EXTENT_MAX)) {
+		free(r);
+		return -ENOMEM;
+	}
+	for (unsigned i = 0; i < READS_MAX; i++) {
+		r->all[i].from.raw = r->raw + (size_t)i * MM_EXTENT_MAX;
+		r->all[i].next = r->idle;
+		r->idle = &r->all[i];
+	}
+	if (aio_create(&r->aio, e->host, READS_MAX))
+		log_guest("memory: no io_uring: pages on disk are read one at a time");
+	*out = r;
+	return 0;
+}
+
+int reader_fd(const struct reader *r)
+{
+	return r->aio ? aio_fd(r->aio) : -1;
+}
+
+/* ---- planning: under the lock of the chunk ------------------------------------- */
+
+/* Takes page `index` along if its blocks are these or the next. */
+static bool join_extent(struct reader *r, struct page_read *rd, uint64_t index)
+{
+	struct mm_extent *all = &rd->from.of, x;
+	struct page *p = &r->e->pages.page[index];
+	uint64_t end;
+
+	if (p->state != PAGE_DISK || p->reading)
+		return false;
+	r->e->tier->pin(r->e->tier_ctx, p->payload, &x);
+	VERIFY(x.bytes > 0 && x.bytes <= MM_EXTENT_MAX);
+	if (rd->n == 0)
+		*all = x;
+	end = x.offset + x.bytes;
+	if (end < all->offset + all->bytes)
+		end = all->offset + all->bytes;
+	if (x.fd != all->fd || x.offset < all->offset || x.offset > all->offset + all->bytes ||
+	    end - all->offset > MM_EXTENT_MAX) {
+		r->e->tier->unpin(r->e->tier_ctx, p->payload);
+		return false;
+	}
+	all->bytes = (uint32_t)(end - all->offset);
+	rd->ref[rd->n++] = p->payload;
+	p->reading = 1;
+	return true;
+}
+
+struct page_read *read_plan(struct reader *r, uint64_t index, uint64_t want)
+{
+	struct page_read *rd = r->idle;
+	uint64_t end = (index / CHUNK_PAGES + 1) * CHUNK_PAGES;
+
+	VERIFY(rd && want >= 1 && want <= AROUND_MAX);
+	r->idle = rd->next;
+	rd->index = index;
+	rd->n = 0;
+	rd->is_narrow = false;
+	while (rd->n < want && index + rd->n < end && join_extent(r, rd, index + rd->n))
+		;
+	VERIFY(rd->n > 0);
+	return rd;
+}
+
+/* ---- the end of a read ------------------------------------------------------------ */
+
+static bool is_ours(struct reader *r, const struct page_read *rd, uint64_t i)
+{
+	const struct page *p = &r->e->pages.page[rd->index + i];
+
+	return p->state == PAGE_DISK && p->reading && p->payload == rd->ref[i];
+}
+
+/* The pages from the first on that could be unpacked; *rc is why not more. */
+static uint64_t unpack_all(struct reader *r, struct page_read *rd, int *rc)
+{
+	const struct mm_tier *t = r->e->tier;
+	uint64_t n = 0;
+
+	*rc = rd->op.result;
+	if (!*rc && t->arrived)
+		*rc = t->arrived(r->e->tier_ctx, &rd->from.of, rd->from.raw);
+	while (!*rc && n < (rd->is_narrow ? 1 : rd->n)) {
+		*rc = t->unpack(r->e->tier_ctx, rd->ref[n], rd->index + n, &rd->from,
+				r->buf + (n << PAGE_SHIFT));
+		n += *rc == 0;
+	}
+	return n;
+}
+
+/* Pages from i on that are unpacked (up to `to`) and still ours go home. How many. */
+static uint64_t home_run(struct reader *r, struct page_read *rd, uint64_t i, uint64_t to)
+{
+	uint64_t n = 0;
+	int64_t done;
+
+	while (i + n < to && is_ours(r, rd, i + n))
+		n++;
+	if (n == 0)
+		return 0;
+	done = fault_copy_in(r->e, rd->index + i, r->buf + (i << PAGE_SHIFT), n);
+	if (done < 0) {
+		if (i == 0)
+			engine_dead(r->e, rd->index, "no memory to bring it back", (int)done);
+		return 0;
+	}
+	fault_home(r->e, rd->index + i, (uint64_t)done);
+	counter_add(CTR_engine_pages_disk, (uint64_t)done);
+	return (uint64_t)done;
+}
+
+/* Takes home what can be; returns how many pages did. */
+static uint64_t all_home(struct reader *r, struct page_read *rd, uint64_t unpacked)
+{
+	uint64_t i = 0, home = 0;
+
+	while (i < unpacked) {
+		uint64_t n = home_run(r, rd, i, unpacked);
+
+		home += n;
+		i += n ? n : 1;
+	}
+	return home;
+}
+
+/* Pages that did not come, from `from` on: whoever sleeps on one faults again (I3), and
+ * it is then the first of its own read. */
+static void let_go(struct reader *r, struct page_read *rd, uint64_t from)
+{
+	for (uint64_t i = 0; i < rd->n; i++)
+		if (is_ours(r, rd, i))
+			r->e->pages.page[rd->index + i].reading = 0;
+	if (from < rd->n)
+		fault_wake(r->e, rd->index + from, rd->n - from);
+}
+
+static void lost(struct reader *r, struct page_read *rd, int rc)
+{
+	char where[256] = "its tier", what[320];
+
+	if (r->e->tier->describe)
+		r->e->tier->describe(r->e->tier_ctx, rd->ref[0], where, sizeof(where));
+	snprintf(what, sizeof(what), "its copy in %s %s", where,
+		 rd->op.result ? "cannot be read" : "is damaged");
+	engine_dead(r->e, rd->index, what, rc);
+}
+
+static void retire(struct reader *r, struct page_read *rd)
+{
+	for (uint64_t i = 0; i < rd->n; i++)
+		r->e->tier->unpin(r->e->tier_ctx, rd->ref[i]);
+	rd->next = r->idle;
+	r->idle = rd;
+}
+
+static void finish(struct reader *r, struct page_read *rd)
+{
+	struct chunk *c = chunk_of(&r->e->pages, rd->index);
+	uint64_t unpacked;
+	int rc;
+
+	unpacked = unpack_all(r, rd, &rc);
+	pthread_mutex_lock(&c->lock);
+	if (unpacked == 0 && is_ours(r, rd, 0)) {
+		lost(r, rd, rc);
+		let_go(r, rd, 1); /* but its toucher is not to be woken */
+	} else if (all_home(r, rd, unpacked) < rd->n) {
+		let_go(r, rd, 0);
+	}
+	pthread_mutex_unlock(&c->lock);
+	retire(r, rd);
+}
+
+/* ---- starting and reaping ---------------------------------------------------------- */
+
+/* By hand, whole. 0 or -errno. */
+static int read_now(struct engine *e, const struct mm_read *from)
+{
+	uint32_t done = 0;
+	unsigned tries = 0;
+
+	while (done < from->of.bytes) {
+		int64_t n = e->host->pread(from->of.fd, from->raw + done, from->of.bytes - done,
+					   (int64_t)(from->of.offset + done));
+
+		if (n < 0 && ++tries == READ_TRIES)
+			return -errno;
+		if (n == 0)
+			return -EIO; /* the file ends here */
+		if (n > 0)
+			done += (uint32_t)n;
+	}
+	return 0;
+}
+
+/* Where the ring did not take it, or the read failed: it may be for want of something,
+ * or in the blocks of a neighbour.  So the page that faulted, alone. */
+static void read_by_hand(struct reader *r, struct page_read *rd)
+{
+	counter_inc(CTR_engine_disk_by_hand);
+	r->e->tier->pin(r->e->tier_ctx, rd->ref[0], &rd->from.of);
+	r->e->tier->unpin(r->e->tier_ctx, rd->ref[0]);
+	rd->op.result = read_now(r->e, &rd->from);
+	rd->is_narrow = true;
+	if (rd->op.result)
+		counter_inc(CTR_engine_disk_errors);
+	finish(r, rd);
+}
+
+void read_start(struct reader *r, struct page_read *rd)
+{
+	rd->op = (struct aio_op){ .fd = rd->from.of.fd, .buf = rd->from.raw,
+				  .bytes = rd->from.of.bytes, .offset = rd->from.of.offset,
+				  .user = rd };
+	counter_inc(CTR_engine_disk_reads);
+	if (!r->aio || aio_start(r->aio, &rd->op))
+		read_by_hand(r, rd);
+}
+
+bool read_reap(struct reader *r, bool wait)
+{
+	struct aio_op *op = r->aio ? aio_reap(r->aio, wait) : NULL;
+
+	if (!op)
+		return false;
+	if (op->result)
+		read_by_hand(r, op->user);
+	else
+		finish(r, op->user);
+	return true;
+}
+
+bool reader_has_room(const struct reader *r)
+{
+	return r->idle;
+}
+
+void reader_destroy(struct reader **rp)
+{
+	struct reader *r = *rp;
+
+	*rp = NULL;
+	if (!r)
+		return;
+	while (read_reap(r, true))
+		;
+	aio_destroy(&r->aio);
+	free(r->raw);
+	free(r);
+}
