@@ -9,7 +9,8 @@
  *               counts only if the page was away right before it (brought back around
  *               another one, it was not).  _same_cpu and _other_cpu: the toucher is
  *               bound to one CPU, and the engine's fault thread to that or to another.
- *               Without: the scheduler's choice.
+ *               Without: both where the scheduler likes, and the fault thread follows
+ *               the toucher, as in a VM.
  *   sequential  all pages that were away, rising: mean of all touches, those of pages
  *               that the one before has brought along as well.  In blocks of 64 pages,
  *               so that the clock is not in it; then the block is compared.
@@ -95,6 +96,8 @@ static struct side brim_side(struct scene *s)
 	if (guest_hold(&s->guest, &s->content, &e))
 		bench_die(s->bench, "%s", e.msg);
 	guest_evict(&s->guest);
+	if (s->fault_cpu != ANY_CPU)
+		s->guest.toucher = 0; /* else the fault thread would follow */
 	bind_thread(s, s->guest.engine->fault_thread[0], s->fault_cpu);
 	bind_thread(s, pthread_self(), s->touch_cpu);
 	return (struct side){ s, s->guest.mem, away_in_brim };

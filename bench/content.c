@@ -197,15 +197,26 @@ void guest_close(struct guest *g)
 	ram_destroy(&g->ram);
 }
 
+/* As a VM tells where its vCPUs run: the toucher is the thread that opened the guest. */
+static int cpu_of_toucher(void *ctx, uint32_t tid)
+{
+	const struct guest *g = ctx;
+
+	return tid == g->toucher ? thread_cpu_read(g->toucher_cpu) : -1;
+}
+
 static int guest_open(struct guest *g, uint64_t bytes, struct err *e)
 {
-	struct engine_config cfg = { .tier = &swap_tier, .manual = true };
+	struct engine_config cfg = { .tier = &swap_tier, .manual = true,
+				     .cpu_of = cpu_of_toucher, .cpu_ctx = g };
 	int rc = ram_create(&g->ram, &(struct ram_config){ .size_bytes = bytes,
 							   .huge = RAM_HUGE_NEVER }, e);
 
 	if (!rc)
 		rc = swap_create(&g->swap, &(struct swap_config){
 			.max_pages = bytes >> PAGE_SHIFT }, e);
+	g->toucher = (uint32_t)gettid();
+	g->toucher_cpu = thread_cpu_word();
 	cfg.ram = g->ram;
 	cfg.tier_ctx = g->swap;
 	if (!rc)

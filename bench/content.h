@@ -50,6 +50,8 @@ struct guest {
 	struct swap *swap;
 	struct engine *engine;
 	uint8_t *mem;
+	uint32_t toucher; /* 0: faults are served wherever the scheduler likes */
+	const uint32_t *toucher_cpu;
 };
 
 /* New RAM with the content in it, small pages, under an engine without reclaimer and

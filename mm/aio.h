@@ -22,6 +22,7 @@ struct aio_op {
 	int result;
 	/* aio.c's */
 	uint32_t done_bytes;
+	_Atomic bool is_started; /* orders the starter's writes before the reaper's */
 	unsigned tries;
 };
 
@@ -29,13 +30,20 @@ struct aio_op {
 int aio_create(struct aio **out, const struct mm_host *host, unsigned depth);
 /* Nothing may be on its way. */
 void aio_destroy(struct aio **a);
-/* Readable when an op can be reaped. */
-int aio_fd(const struct aio *a);
 unsigned aio_on_way(const struct aio *a);
-/* -EAGAIN: `depth` are on their way; or what io_uring_enter(2) says, and the op has
+/* Any thread.  -EAGAIN: `depth` are on their way; or what io_uring_enter(2) says, and the op has
  * not been started: the caller may read or write by itself. */
 int aio_start(struct aio *a, struct aio_op *op);
-/* One that ended, or NULL: there is none, or, with `wait`, none is on its way. */
-struct aio_op *aio_reap(struct aio *a, bool wait);
+enum aio_wait {
+	AIO_NO_WAIT,   /* NULL where none has ended */
+	AIO_WAIT,      /* NULL where none is on its way */
+	AIO_WAIT_WAKE, /* NULL after aio_wake() */
+};
+/* One that ended, or NULL.  One thread. */
+struct aio_op *aio_reap(struct aio *a, enum aio_wait how);
+/* Once, before the first aio_reap(AIO_WAIT_WAKE).  0 or -errno. */
+int aio_arm(struct aio *a);
+/* Any thread, once. */
+void aio_wake(struct aio *a);
 
 #endif

@@ -19,7 +19,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -28,7 +27,9 @@
 #define PASS_NS 100000000u
 #define MOVE_TRIES 100u
 
-#define FEATURES (UFFD_FEATURE_WP_ASYNC | UFFD_FEATURE_WP_UNPOPULATED | UFFD_FEATURE_MOVE)
+#define FEATURES                                                                            \
+	(UFFD_FEATURE_WP_ASYNC | UFFD_FEATURE_WP_UNPOPULATED | UFFD_FEATURE_MOVE |           \
+	 UFFD_FEATURE_THREAD_ID)
 
 void engine_dead(struct engine *e, uint64_t index, const char *what, int rc)
 {
@@ -125,7 +126,7 @@ static int open_uffd(struct engine *e, struct err *err)
 {
 	struct uffdio_api api = { .api = UFFD_API, .features = FEATURES };
 
-	e->uffd = e->host->userfaultfd(O_CLOEXEC | O_NONBLOCK);
+	e->uffd = e->host->userfaultfd(O_CLOEXEC);
 	if (e->uffd < 0)
 		return err_sys(err, -errno, "memory: no userfaultfd (run as root, or give this user "
 			       "/dev/userfaultfd or vm.unprivileged_userfaultfd=1)");
@@ -154,6 +155,19 @@ static int map_staging(struct engine *e, uint64_t bytes, struct err *err)
 	if (rc)
 		return err_sys(err, rc, "memory: cannot register staging");
 	return 0;
+}
+
+static int map_stop_page(struct engine *e, struct err *err)
+{
+	void *p = e->host->mmap(NULL, PAGE_BYTES, PROT_READ | PROT_WRITE,
+				MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	int rc;
+
+	if (p == MAP_FAILED)
+		return err_sys(err, -errno, "memory: no address space for a page");
+	e->stop_page = p;
+	rc = register_range(e, p, PAGE_BYTES, UFFDIO_REGISTER_MODE_MISSING);
+	return rc ? err_sys(err, rc, "memory: cannot register a page") : 0;
 }
 
 /* ---- discarding ------------------------------------------------------------- */
@@ -250,10 +264,9 @@ static int set_up(struct engine *e, const struct engine_config *cfg, struct err 
 	e->pagemap = e->host->pagemap();
 	if (e->pagemap < 0)
 		return err_sys(err, -errno, "memory: cannot open /proc/self/pagemap");
-	e->stop = eventfd(0, EFD_CLOEXEC);
-	if (e->stop < 0)
-		return err_sys(err, -errno, "memory: no eventfd");
 	rc = map_staging(e, staging, err);
+	if (!rc)
+		rc = map_stop_page(e, err);
 	if (rc)
 		return rc;
 	e->slot_owner = malloc(e->slots * sizeof(*e->slot_owner));
@@ -265,7 +278,9 @@ static int set_up(struct engine *e, const struct engine_config *cfg, struct err 
 	if (rc)
 		return err_sys(err, rc, "memory: cannot register guest RAM");
 	ram_set_guard(e->ram, &guard, e);
-	rc = fault_start(e, cfg->fault_threads ? cfg->fault_threads : 1);
+	rc = e->tier->pin ? reader_create(&e->reader, e) : 0;
+	if (!rc)
+		rc = fault_start(e, cfg->fault_threads ? cfg->fault_threads : 1);
 	if (!rc && !cfg->manual)
 		rc = reclaim_start(e);
 	return rc ? err_sys(err, rc, "memory: cannot start the engine's threads") : 0;
@@ -287,8 +302,11 @@ int engine_create(struct engine **out, const struct engine_config *cfg, struct e
 	e->fatal_ctx = cfg->fatal_ctx;
 	e->pass_ns = cfg->pass_ns ? cfg->pass_ns : PASS_NS;
 	e->base = ram_slot(e->ram, 0)->hva;
-	e->uffd = e->pagemap = e->stop = -1;
+	e->uffd = e->pagemap = -1;
+	e->cpu_of = cfg->cpu_of;
+	e->cpu_ctx = cfg->cpu_ctx;
 	pthread_mutex_init(&e->take, NULL);
+	pthread_mutex_init(&e->turn, NULL);
 	pthread_mutex_init(&e->wake_lock, NULL);
 	pthread_cond_init(&e->wake, NULL);
 	rc = set_up(e, cfg, err);
@@ -309,12 +327,13 @@ void engine_destroy(struct engine **ep)
 	ram_set_guard(e->ram, NULL, NULL);
 	reclaim_stop(e);
 	fault_stop(e);
+	reader_destroy(&e->reader);
 	if (e->uffd >= 0)
 		e->host->close(e->uffd);
 	if (e->pagemap >= 0)
 		e->host->close(e->pagemap);
-	if (e->stop >= 0)
-		close(e->stop);
+	if (e->stop_page)
+		e->host->munmap(e->stop_page, PAGE_BYTES);
 	if (e->staging)
 		e->host->munmap(e->staging, e->slots << PAGE_SHIFT);
 	pages_fini(&e->pages);
@@ -323,6 +342,7 @@ void engine_destroy(struct engine **ep)
 	pthread_cond_destroy(&e->wake);
 	pthread_mutex_destroy(&e->wake_lock);
 	pthread_mutex_destroy(&e->take);
+	pthread_mutex_destroy(&e->turn);
 	free(e);
 }
 

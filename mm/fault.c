@@ -12,10 +12,16 @@
  *                   a zero page, or only a wake-up
  *     ─► the kernel wakes whoever slept
  *
- * Fault-around: a fault just behind the last one's end in the same chunk doubles
- * the number of pages brought back (to AROUND_MAX), any other halves it.
+ * Fault-around: a fault just behind the last one's end in the same chunk, or a few pages
+ * further, doubles the number of pages brought back (to AROUND_MAX), any other halves
+ * it.  Pages that are home already are passed over.
  *
- * Threads: fault threads only, which wait for nothing but messages, reads that end
+ * One fault thread at a time has the turn: it sleeps in the read, so that a fault wakes
+ * one thread and not all (the kernel would), and it serves what comes without giving the
+ * turn away.  Where two faults came at once, or it has to wait, the next thread listens.
+ * It is bound to the CPU that faults keep coming from.
+ *
+ * Threads: fault threads only, which wait for nothing but messages, places for reads,
  * and chunk locks; a touch by them of guest RAM would wait for themselves.
  *
  * Invariants:
@@ -26,18 +32,23 @@
 #include "mm/internal.h"
 
 #include <errno.h>
-#include <poll.h>
+#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/eventfd.h>
 #include <time.h>
 #include <unistd.h>
 
+#define AROUND_SLACK 8u /* pages at home that a sequential reader passes without a fault */
+#define MESSAGES 2u /* read in one go: a second one means that another thread is wanted */
+#define NO_CPU (-1)
+
 struct fault_server {
 	struct engine *e;
-	uint8_t *buf;          /* AROUND_MAX pages */
-	struct reader *reader; /* NULL: the tier has no disk */
+	uint8_t *buf;  /* AROUND_MAX pages */
+	bool has_turn;
+	int cpu;       /* the one it is bound to */
+	int seen_cpu;  /* where the last fault came from */
 };
 
 /* A host out of memory may have some in a moment; until then the guest waits. */
@@ -151,10 +162,11 @@ static bool in_tier(const struct engine *e, uint64_t index)
 static uint64_t plan_around(struct chunk *c, uint64_t index)
 {
 	uint64_t at = index % CHUNK_PAGES;
+	bool is_next = at >= c->next && at - c->next <= AROUND_SLACK;
 
-	if (at == c->next && c->around < AROUND_MAX)
+	if (is_next && c->around < AROUND_MAX)
 		c->around = c->around ? (uint8_t)(c->around * 2) : 2;
-	else if (at != c->next)
+	else if (!is_next)
 		c->around /= 2;
 	return c->around ? c->around : 1;
 }
@@ -185,56 +197,97 @@ static void damaged(struct engine *e, uint64_t index, int rc)
 	engine_dead(e, index, what, rc);
 }
 
-static void serve_tier(struct fault_server *s, struct chunk *c, uint64_t index)
+/* Unpacks pages from index on, at most so many; stops at one that is not in the tier, or
+ * cannot be (*rc).  Returns how many. */
+static uint64_t unpack_run(struct fault_server *s, uint64_t index, uint64_t most, int *rc)
 {
 	struct engine *e = s->e;
-	uint64_t want = plan_around(c, index), end = (index / CHUNK_PAGES + 1) * CHUNK_PAGES;
-	uint64_t got = 0;
-	int64_t done;
-	int rc = 0;
+	uint64_t n = 0;
 
-	while (got < want && index + got < end && in_tier(e, index + got)) {
-		rc = e->tier->get(e->tier_ctx, e->pages.page[index + got].payload, index + got,
-				  s->buf + (got << PAGE_SHIFT));
-		if (rc)
+	*rc = 0;
+	while (n < most && in_tier(e, index + n)) {
+		*rc = e->tier->get(e->tier_ctx, e->pages.page[index + n].payload, index + n,
+				   s->buf + (n << PAGE_SHIFT));
+		if (*rc)
 			break;
-		got++;
+		n++;
 	}
-	if (got == 0) {
-		damaged(e, index, rc);
-		return;
-	}
-	if (got == 1 && e->pages.page[index].state == PAGE_FILLED && is_zero(s->buf)) {
-		rc = zero_in(e, index);
+	return n;
+}
+
+/* Takes n unpacked pages home; returns how many, at least one, or -errno. */
+static int64_t place_run(struct fault_server *s, uint64_t index, uint64_t n)
+{
+	struct engine *e = s->e;
+	int64_t done;
+
+	if (n == 1 && e->pages.page[index].state == PAGE_FILLED && is_zero(s->buf)) {
+		int rc = zero_in(e, index);
+
 		done = rc ? rc : 1;
 	} else {
-		done = fault_copy_in(e, index, s->buf, got);
+		done = fault_copy_in(e, index, s->buf, n);
 	}
-	if (done < 0) {
-		engine_dead(e, index, "no memory to bring it back", (int)done);
+	if (done > 0)
+		fault_home(e, index, (uint64_t)done);
+	return done;
+}
+
+/* What else a sequential reader will want, past pages that are home already.  Nobody
+ * waits for it, so what goes wrong is left for its own fault.  Returns where it ended. */
+static uint64_t bring_around(struct fault_server *s, uint64_t index, uint64_t end)
+{
+	while (index < end) {
+		int rc;
+		uint64_t n = unpack_run(s, index, end - index, &rc);
+		int64_t done = n ? place_run(s, index, n) : 1;
+
+		if (rc || done < 0)
+			break;
+		index += (uint64_t)done;
+		counter_add(CTR_engine_pages_around, n ? (uint64_t)done : 0);
+	}
+	return index;
+}
+
+static void serve_tier(struct fault_server *s, struct chunk *c, uint64_t index)
+{
+	uint64_t end = (index / CHUNK_PAGES + 1) * CHUNK_PAGES;
+	uint64_t want = plan_around(c, index), n;
+	int64_t done;
+	int rc;
+
+	if (end > index + want)
+		end = index + want;
+	n = unpack_run(s, index, end - index, &rc);
+	if (n == 0) {
+		damaged(s->e, index, rc);
 		return;
 	}
-	fault_home(e, index, (uint64_t)done);
+	done = place_run(s, index, n);
+	if (done < 0) {
+		engine_dead(s->e, index, "no memory to bring it back", (int)done);
+		return;
+	}
 	counter_inc(CTR_engine_faults_packed);
 	counter_add(CTR_engine_pages_around, (uint64_t)done - 1);
+	c->next = (uint16_t)(bring_around(s, index + (uint64_t)done, end) % CHUNK_PAGES);
 }
 
-/* Returns the read to start once the lock is dropped, if any. */
-static struct page_read *serve_disk(struct fault_server *s, struct chunk *c, uint64_t index)
+static void end_turn(struct fault_server *s)
 {
-	if (s->e->pages.page[index].reading) {
-		counter_inc(CTR_engine_disk_joined); /* its end wakes this one too */
-		return NULL;
-	}
-	counter_inc(CTR_engine_faults_disk);
-	return read_plan(s->reader, index, plan_around(c, index));
+	if (s->has_turn)
+		pthread_mutex_unlock(&s->e->turn);
+	s->has_turn = false;
 }
 
-void fault_serve(struct fault_server *s, uint64_t index)
+/* True once the page is served or on its way.  False: no place for another read now. */
+static bool serve(struct fault_server *s, uint64_t index)
 {
 	struct engine *e = s->e;
 	struct chunk *c = chunk_of(&e->pages, index);
-	struct page_read *to_start = NULL;
+	struct page_read *rd = NULL;
+	bool is_served = true;
 
 	pthread_mutex_lock(&c->lock);
 	switch ((enum page_state)e->pages.page[index].state) {
@@ -246,35 +299,106 @@ void fault_serve(struct fault_server *s, uint64_t index)
 		serve_tier(s, c, index);
 		break;
 	case PAGE_DISK:
-		to_start = serve_disk(s, c, index);
+		if (e->pages.page[index].reading) {
+			counter_inc(CTR_engine_disk_joined); /* its end wakes this one too */
+			break;
+		}
+		rd = read_plan(e->reader, index, plan_around(c, index));
+		is_served = rd;
 		break;
 	default:
 		serve_guest(e, index);
 	}
 	pthread_mutex_unlock(&c->lock);
-	if (to_start)
-		read_start(s->reader, to_start);
+	counter_add(CTR_engine_faults_disk, rd != NULL);
+	if (rd && !read_start(e->reader, rd)) {
+		end_turn(s);
+		read_by_hand(e->reader, rd, s->buf);
+	}
+	return is_served;
+}
+
+void fault_serve(struct fault_server *s, uint64_t index)
+{
+	while (!serve(s, index)) {
+		end_turn(s);
+		reader_wait(s->e->reader);
+	}
 }
 
 /* ---- the threads ------------------------------------------------------------------ */
 
-/* One message, if there is one. */
-static void take_message(struct fault_server *s)
+/* A handler woken on another CPU than the one the toucher sleeps on costs two wake-ups of
+ * idle CPUs; on the same one it is a switch.  So go where faults keep coming from. */
+static void follow(struct fault_server *s, uint32_t tid)
+{
+	int cpu = s->e->cpu_of ? s->e->cpu_of(s->e->cpu_ctx, tid) : NO_CPU;
+	cpu_set_t set;
+
+	if (cpu != NO_CPU && cpu != s->cpu && cpu == s->seen_cpu) {
+		CPU_ZERO(&set);
+		CPU_SET((unsigned)cpu, &set);
+		/* Where it may not: it stays, and does not ask for this one again. */
+		if (!sched_setaffinity(0, sizeof(set), &set))
+			counter_inc(CTR_engine_followed);
+		s->cpu = cpu;
+	}
+	s->seen_cpu = cpu;
+}
+
+static void end_all(struct engine *e)
+{
+	struct uffdio_zeropage z = { .range = { (uint64_t)e->stop_page, PAGE_BYTES } };
+
+	while (e->host->ioctl(e->uffd, UFFDIO_ZEROPAGE, &z) < 0 && errno != EEXIST)
+		retry_pause();
+	e->faults_over = true;
+}
+
+static void take_message(struct fault_server *s, const struct uffd_msg *m)
 {
 	struct engine *e = s->e;
-	struct uffd_msg m;
-	uint64_t index;
+	uint64_t index = (m->arg.pagefault.address - (uint64_t)e->base) >> PAGE_SHIFT;
 
-	/* Whatever the message will be, it can be served. */
-	while (s->reader && !reader_has_room(s->reader))
-		read_reap(s->reader, true);
-	if (e->host->read(e->uffd, &m, sizeof(m)) != sizeof(m))
-		return; /* another thread was faster */
-	if (m.event != UFFD_EVENT_PAGEFAULT)
+	if (m->event != UFFD_EVENT_PAGEFAULT)
 		return;
-	index = (m.arg.pagefault.address - (uint64_t)e->base) >> PAGE_SHIFT;
+	if (m->arg.pagefault.address / PAGE_BYTES == (uint64_t)e->stop_page / PAGE_BYTES) {
+		end_all(e);
+		return;
+	}
 	VERIFY(index < e->pages.count);
 	fault_serve(s, index);
+	follow(s, m->arg.pagefault.feat.ptid);
+}
+
+/* Listens until something comes, with the turn; serves it. */
+static void serve_some(struct fault_server *s)
+{
+	struct uffd_msg m[MESSAGES];
+	int64_t n = s->e->host->read(s->e->uffd, m, sizeof(m)) / (int64_t)sizeof(*m);
+
+	if (n > 1)
+		end_turn(s); /* there may be more: to another thread */
+	for (int64_t i = 0; i < n; i++)
+		take_message(s, &m[i]);
+}
+
+static void *fault_main(void *arg)
+{
+	struct fault_server *s = arg;
+	struct engine *e = s->e;
+
+	role_set(ROLE_FAULT);
+	while (!e->faults_over) {
+		if (!s->has_turn)
+			pthread_mutex_lock(&e->turn);
+		s->has_turn = true;
+		if (!e->faults_over)
+			serve_some(s);
+	}
+	end_turn(s);
+	fault_server_destroy(&s);
+	return NULL;
 }
 
 int fault_server_create(struct fault_server **out, struct engine *e)
@@ -283,10 +407,8 @@ int fault_server_create(struct fault_server **out, struct engine *e)
 
 	if (!s)
 		return -ENOMEM;
-	s->e = e;
-	if (posix_memalign((void **)&s->buf, PAGE_BYTES, AROUND_MAX * PAGE_BYTES) ||
-	    (e->tier->pin && reader_create(&s->reader, e, s->buf))) {
-		free(s->buf);
+	*s = (struct fault_server){ .e = e, .cpu = NO_CPU, .seen_cpu = NO_CPU };
+	if (posix_memalign((void **)&s->buf, PAGE_BYTES, AROUND_MAX * PAGE_BYTES)) {
 		free(s);
 		return -ENOMEM;
 	}
@@ -301,32 +423,8 @@ void fault_server_destroy(struct fault_server **sp)
 	*sp = NULL;
 	if (!s)
 		return;
-	reader_destroy(&s->reader);
 	free(s->buf);
 	free(s);
-}
-
-static void *fault_main(void *arg)
-{
-	struct fault_server *s = arg;
-	struct pollfd fds[] = {
-		{ s->e->uffd, POLLIN, 0 },
-		{ s->e->stop, POLLIN, 0 },
-		{ s->reader ? reader_fd(s->reader) : -1, POLLIN, 0 },
-	};
-
-	role_set(ROLE_FAULT);
-	while (!fds[1].revents) {
-		if (poll(fds, ARRAY_LEN(fds), -1) < 0)
-			continue;
-		if (fds[2].revents)
-			while (read_reap(s->reader, false))
-				;
-		if (fds[0].revents & POLLIN)
-			take_message(s);
-	}
-	fault_server_destroy(&s);
-	return NULL;
 }
 
 int fault_start(struct engine *e, unsigned threads)
@@ -348,7 +446,7 @@ int fault_start(struct engine *e, unsigned threads)
 void fault_stop(struct engine *e)
 {
 	if (e->fault_threads)
-		eventfd_write(e->stop, 1);
+		(void)*(volatile uint8_t *)e->stop_page;
 	while (e->fault_threads)
 		pthread_join(e->fault_thread[--e->fault_threads], NULL);
 }

@@ -1,8 +1,8 @@
 /*
  * The engine's inside, shared by engine.c, page.c, fault.c, read.c and reclaim.c.
  *
- * Locks, in order: `take` (a reclaimer's batch against a discard), then one
- * chunk's lock.  Never two chunks at once; no system call under them that waits
+ * Locks, in order: `turn` (which fault thread listens) or `take` (a reclaimer's batch
+ * against a discard), then one chunk's lock.  Never two chunks at once; no system call under them that waits
  * for a fault.
  */
 #ifndef BRIM_MM_INTERNAL_H
@@ -87,13 +87,19 @@ struct engine {
 	uint8_t *base;      /* of guest RAM, dense */
 	uint8_t *staging;
 	uint64_t slots;     /* pages of staging */
-	int uffd, pagemap, stop;
+	int uffd, pagemap;
+	uint8_t *stop_page; /* touched to end the fault threads */
+	int (*cpu_of)(void *ctx, uint32_t tid);
+	void *cpu_ctx;
+	struct reader *reader; /* NULL: the tier has no disk */
 	unsigned fault_threads;
 	bool has_reclaimer;
 	pthread_t fault_thread[FAULT_THREADS_MAX], reclaimer;
 
 	struct pages pages;
 	pthread_mutex_t take;
+	pthread_mutex_t turn; /* of fault threads: outermost */
+	_Atomic bool faults_over;
 
 	/* owned by the reclaimer */
 	uint32_t *slot_owner;    /* [slots] page index, or SLOT_EMPTY */
@@ -140,7 +146,6 @@ int engine_watch(struct engine *e, uint64_t chunk);
 /* fault.c */
 struct fault_server; /* what one fault thread works with */
 int fault_server_create(struct fault_server **out, struct engine *e);
-/* Waits for the reads it has on their way. */
 void fault_server_destroy(struct fault_server **s);
 int fault_start(struct engine *e, unsigned threads);
 void fault_stop(struct engine *e);
@@ -156,22 +161,21 @@ void fault_home(struct engine *e, uint64_t index, uint64_t n);
 /* Whoever sleeps on these faults again. */
 void fault_wake(struct engine *e, uint64_t index, uint64_t n);
 
-/* read.c: one reader a fault thread */
+/* read.c */
 struct reader;
 struct page_read;
-/* `buf` holds AROUND_MAX pages, and is used within read_reap() and read_start(). */
-int reader_create(struct reader **out, struct engine *e, uint8_t *buf);
+int reader_create(struct reader **out, struct engine *e);
+/* Nobody may start a read any more; waits for those on their way. */
 void reader_destroy(struct reader **r);
-/* To be polled; -1: never readable. */
-int reader_fd(const struct reader *r);
-/* Whether read_plan() may be called. */
-bool reader_has_room(const struct reader *r);
-/* A read of the DISK page and at most want - 1 behind it.  Lock held. */
+/* Until read_plan() can be expected to have a place. */
+void reader_wait(struct reader *r);
+/* A read of the DISK page and at most want - 1 behind it; NULL: too many are on their
+ * way.  Lock held. */
 struct page_read *read_plan(struct reader *r, uint64_t index, uint64_t want);
-/* Lock not held. */
-void read_start(struct reader *r, struct page_read *rd);
-/* Ends one read; false where none has ended, or (`wait`) none is on its way. */
-bool read_reap(struct reader *r, bool wait);
+/* False: the ring does not take it, so read_by_hand().  Lock not held. */
+bool read_start(struct reader *r, struct page_read *rd);
+/* Waits for the disk.  `buf` holds AROUND_MAX pages. */
+void read_by_hand(struct reader *r, struct page_read *rd, uint8_t *buf);
 
 /* reclaim.c */
 int reclaim_start(struct engine *e);

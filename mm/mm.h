@@ -226,6 +226,10 @@ struct engine_config {
 	 * once, from any thread; the touched page stays missing, so end the VM. */
 	void (*fatal)(void *ctx, const char *why);
 	void *fatal_ctx;
+	/* The CPU a thread that touches guest RAM runs on, or -1: so that its faults are
+	 * served there.  From a fault thread.  May be NULL. */
+	int (*cpu_of)(void *ctx, uint32_t tid);
+	void *cpu_ctx;
 };
 
 /* Errors: -EPERM without the right to use userfaultfd, -ENOSYS where the kernel has

@@ -4,16 +4,16 @@
  *   fault on a DISK page, its chunk's lock held
  *     ─► read_plan(): the page and, for a sequential reader, those behind it whose
  *        blocks join on; each pinned in the tier and marked `reading`
- *     ─► lock dropped, read_start(): one read, into this thread's ring
- *     ─► the thread serves other faults; one on a page marked `reading` joins: it
+ *     ─► lock dropped, read_start(): one read, into the ring
+ *     ─► the fault thread serves other faults; one on a page marked `reading` joins: it
  *        only sleeps on
- *     ─► read_reap(): decrypted and unpacked without locks, then under the chunk's
+ *     ─► the disk thread: decrypted and unpacked without locks, then under the chunk's
  *        lock each page that still is what it was goes home, which wakes all sleepers
  *
- * Where the ring takes nothing (no memory, say), or a read fails, the thread reads the
- * page that faulted by itself: an error is believed when that read fails too.
+ * Where the ring takes nothing (no memory, say), or a read fails, the page that faulted
+ * is read alone by a plain read: an error is believed when that fails too.
  *
- * Threads: a reader belongs to one fault thread.
+ * Threads: fault threads plan and start; the disk thread ends what the ring has done.
  *
  * Invariants:
  *  I1  A page is marked `reading` by at most one read at a time, and meanwhile the
@@ -31,7 +31,7 @@
 
 #include "mm/aio.h"
 
-#define READS_MAX 16u /* of one thread; the next fault on disk waits for one to end */
+#define READS_MAX 32u /* the next fault on disk waits for one to end */
 #define READ_TRIES 3u
 
 struct page_read {
@@ -49,38 +49,58 @@ struct reader {
 	struct engine *e;
 	struct aio *aio; /* NULL: there is none, read at once */
 	uint8_t *raw;    /* READS_MAX * MM_EXTENT_MAX */
-	uint8_t *buf;    /* AROUND_MAX pages, unpacked */
+	uint8_t *buf;    /* the disk thread's: AROUND_MAX pages, unpacked */
+	pthread_t thread;
+	bool has_thread;
+	_Atomic bool stopping;
 
-	struct page_read all[READS_MAX];
+	pthread_mutex_t lock; /* innermost */
+	pthread_cond_t has_idle;
+	/* under lock */
 	struct page_read *idle;
+	struct page_read all[READS_MAX];
 };
 
-int reader_create(struct reader **out, struct engine *e, uint8_t *buf)
-{
-	struct reader *r = calloc(1, sizeof(*r));
+static void *disk_main(void *arg);
 
-	if (!r)
+static int reader_buffers(struct reader *r)
+{
+	if (posix_memalign((void **)&r->raw, MM_BLOCK_BYTES, READS_MAX * (size_t)MM_EXTENT_MAX))
 		return -ENOMEM;
-	r->e = e;
-	r->buf = buf;
-	if (posix_memalign((void **)&r->raw, MM_BLOCK_BYTES, READS_MAX * (size_t)MM_EXTENT_MAX)) {
-		free(r);
+	if (posix_memalign((void **)&r->buf, PAGE_BYTES, AROUND_MAX * PAGE_BYTES))
 		return -ENOMEM;
-	}
 	for (unsigned i = 0; i < READS_MAX; i++) {
 		r->all[i].from.raw = r->raw + (size_t)i * MM_EXTENT_MAX;
 		r->all[i].next = r->idle;
 		r->idle = &r->all[i];
 	}
-	if (aio_create(&r->aio, e->host, READS_MAX))
-		log_guest("memory: no io_uring: pages on disk are read one at a time");
-	*out = r;
 	return 0;
 }
 
-int reader_fd(const struct reader *r)
+int reader_create(struct reader **out, struct engine *e)
 {
-	return r->aio ? aio_fd(r->aio) : -1;
+	struct reader *r = calloc(1, sizeof(*r));
+	int rc;
+
+	if (!r)
+		return -ENOMEM;
+	r->e = e;
+	pthread_mutex_init(&r->lock, NULL);
+	pthread_cond_init(&r->has_idle, NULL);
+	rc = reader_buffers(r);
+	if (!rc && (aio_create(&r->aio, e->host, READS_MAX) || aio_arm(r->aio))) {
+		log_guest("memory: no io_uring: pages on disk are read one at a time");
+		aio_destroy(&r->aio);
+	}
+	if (!rc && r->aio) {
+		rc = -pthread_create(&r->thread, NULL, disk_main, r);
+		r->has_thread = rc == 0;
+	}
+	if (rc)
+		reader_destroy(&r);
+	else
+		*out = r;
+	return rc;
 }
 
 /* ---- planning: under the lock of the chunk ------------------------------------- */
@@ -112,13 +132,34 @@ static bool join_extent(struct reader *r, struct page_read *rd, uint64_t index)
 	return true;
 }
 
+static struct page_read *take_idle(struct reader *r)
+{
+	struct page_read *rd;
+
+	pthread_mutex_lock(&r->lock);
+	rd = r->idle;
+	if (rd)
+		r->idle = rd->next;
+	pthread_mutex_unlock(&r->lock);
+	return rd;
+}
+
+void reader_wait(struct reader *r)
+{
+	pthread_mutex_lock(&r->lock);
+	while (!r->idle)
+		pthread_cond_wait(&r->has_idle, &r->lock);
+	pthread_mutex_unlock(&r->lock);
+}
+
 struct page_read *read_plan(struct reader *r, uint64_t index, uint64_t want)
 {
-	struct page_read *rd = r->idle;
+	struct page_read *rd = take_idle(r);
 	uint64_t end = (index / CHUNK_PAGES + 1) * CHUNK_PAGES;
 
-	VERIFY(rd && want >= 1 && want <= AROUND_MAX);
-	r->idle = rd->next;
+	VERIFY(want >= 1 && want <= AROUND_MAX);
+	if (!rd)
+		return NULL;
 	rd->index = index;
 	rd->n = 0;
 	rd->is_narrow = false;
@@ -137,8 +178,8 @@ static bool is_ours(struct reader *r, const struct page_read *rd, uint64_t i)
 	return p->state == PAGE_DISK && p->reading && p->payload == rd->ref[i];
 }
 
-/* The pages from the first on that could be unpacked; *rc is why not more. */
-static uint64_t unpack_all(struct reader *r, struct page_read *rd, int *rc)
+/* The pages from the first on that could be unpacked to buf; *rc is why not more. */
+static uint64_t unpack_all(struct reader *r, struct page_read *rd, uint8_t *buf, int *rc)
 {
 	const struct mm_tier *t = r->e->tier;
 	uint64_t n = 0;
@@ -148,23 +189,24 @@ static uint64_t unpack_all(struct reader *r, struct page_read *rd, int *rc)
 		*rc = t->arrived(r->e->tier_ctx, &rd->from.of, rd->from.raw);
 	while (!*rc && n < (rd->is_narrow ? 1 : rd->n)) {
 		*rc = t->unpack(r->e->tier_ctx, rd->ref[n], rd->index + n, &rd->from,
-				r->buf + (n << PAGE_SHIFT));
+				buf + (n << PAGE_SHIFT));
 		n += *rc == 0;
 	}
 	return n;
 }
 
-/* Pages from i on that are unpacked (up to `to`) and still ours go home. How many. */
-static uint64_t home_run(struct reader *r, struct page_read *rd, uint64_t i, uint64_t to)
+/* Pages from i on, n of them unpacked at `from`: those still ours go home. How many. */
+static uint64_t home_run(struct reader *r, struct page_read *rd, uint64_t i, const uint8_t *from,
+			 uint64_t most)
 {
 	uint64_t n = 0;
 	int64_t done;
 
-	while (i + n < to && is_ours(r, rd, i + n))
+	while (n < most && is_ours(r, rd, i + n))
 		n++;
 	if (n == 0)
 		return 0;
-	done = fault_copy_in(r->e, rd->index + i, r->buf + (i << PAGE_SHIFT), n);
+	done = fault_copy_in(r->e, rd->index + i, from, n);
 	if (done < 0) {
 		if (i == 0)
 			engine_dead(r->e, rd->index, "no memory to bring it back", (int)done);
@@ -176,12 +218,13 @@ static uint64_t home_run(struct reader *r, struct page_read *rd, uint64_t i, uin
 }
 
 /* Takes home what can be; returns how many pages did. */
-static uint64_t all_home(struct reader *r, struct page_read *rd, uint64_t unpacked)
+static uint64_t all_home(struct reader *r, struct page_read *rd, const uint8_t *buf,
+			 uint64_t unpacked)
 {
 	uint64_t i = 0, home = 0;
 
 	while (i < unpacked) {
-		uint64_t n = home_run(r, rd, i, unpacked);
+		uint64_t n = home_run(r, rd, i, buf + (i << PAGE_SHIFT), unpacked - i);
 
 		home += n;
 		i += n ? n : 1;
@@ -215,22 +258,25 @@ static void retire(struct reader *r, struct page_read *rd)
 {
 	for (uint64_t i = 0; i < rd->n; i++)
 		r->e->tier->unpin(r->e->tier_ctx, rd->ref[i]);
+	pthread_mutex_lock(&r->lock);
 	rd->next = r->idle;
 	r->idle = rd;
+	pthread_cond_signal(&r->has_idle);
+	pthread_mutex_unlock(&r->lock);
 }
 
-static void finish(struct reader *r, struct page_read *rd)
+static void finish(struct reader *r, struct page_read *rd, uint8_t *buf)
 {
 	struct chunk *c = chunk_of(&r->e->pages, rd->index);
 	uint64_t unpacked;
 	int rc;
 
-	unpacked = unpack_all(r, rd, &rc);
+	unpacked = unpack_all(r, rd, buf, &rc);
 	pthread_mutex_lock(&c->lock);
 	if (unpacked == 0 && is_ours(r, rd, 0)) {
 		lost(r, rd, rc);
 		let_go(r, rd, 1); /* but its toucher is not to be woken */
-	} else if (all_home(r, rd, unpacked) < rd->n) {
+	} else if (all_home(r, rd, buf, unpacked) < rd->n) {
 		let_go(r, rd, 0);
 	}
 	pthread_mutex_unlock(&c->lock);
@@ -259,46 +305,49 @@ static int read_now(struct engine *e, const struct mm_read *from)
 	return 0;
 }
 
-/* Where the ring did not take it, or the read failed: it may be for want of something,
- * or in the blocks of a neighbour.  So the page that faulted, alone. */
-static void read_by_hand(struct reader *r, struct page_read *rd)
+void read_by_hand(struct reader *r, struct page_read *rd, uint8_t *buf)
 {
 	counter_inc(CTR_engine_disk_by_hand);
+	/* In the blocks of a neighbour there may be what made the read fail. */
 	r->e->tier->pin(r->e->tier_ctx, rd->ref[0], &rd->from.of);
 	r->e->tier->unpin(r->e->tier_ctx, rd->ref[0]);
 	rd->op.result = read_now(r->e, &rd->from);
 	rd->is_narrow = true;
 	if (rd->op.result)
 		counter_inc(CTR_engine_disk_errors);
-	finish(r, rd);
+	finish(r, rd, buf);
 }
 
-void read_start(struct reader *r, struct page_read *rd)
+bool read_start(struct reader *r, struct page_read *rd)
 {
 	rd->op = (struct aio_op){ .fd = rd->from.of.fd, .buf = rd->from.raw,
 				  .bytes = rd->from.of.bytes, .offset = rd->from.of.offset,
 				  .user = rd };
 	counter_inc(CTR_engine_disk_reads);
-	if (!r->aio || aio_start(r->aio, &rd->op))
-		read_by_hand(r, rd);
+	return r->aio && aio_start(r->aio, &rd->op) == 0;
 }
 
-bool read_reap(struct reader *r, bool wait)
+static void *disk_main(void *arg)
 {
-	struct aio_op *op = r->aio ? aio_reap(r->aio, wait) : NULL;
+	struct reader *r = arg;
 
-	if (!op)
-		return false;
-	if (op->result)
-		read_by_hand(r, op->user);
-	else
-		finish(r, op->user);
-	return true;
+	role_set(ROLE_FAULT);
+	while (!r->stopping || aio_on_way(r->aio)) {
+		struct aio_op *op = aio_reap(r->aio, AIO_WAIT_WAKE);
+
+		if (op && op->result)
+			read_by_hand(r, op->user, r->buf);
+		else if (op)
+			finish(r, op->user, r->buf);
+	}
+	return NULL;
 }
 
-bool reader_has_room(const struct reader *r)
+static void stop_thread(struct reader *r)
 {
-	return r->idle;
+	r->stopping = true;
+	aio_wake(r->aio);
+	pthread_join(r->thread, NULL);
 }
 
 void reader_destroy(struct reader **rp)
@@ -308,9 +357,12 @@ void reader_destroy(struct reader **rp)
 	*rp = NULL;
 	if (!r)
 		return;
-	while (read_reap(r, true))
-		;
+	if (r->has_thread)
+		stop_thread(r);
 	aio_destroy(&r->aio);
+	pthread_cond_destroy(&r->has_idle);
+	pthread_mutex_destroy(&r->lock);
+	free(r->buf);
 	free(r->raw);
 	free(r);
 }

@@ -85,6 +85,12 @@ void role_set(enum role r);
 enum role role_get(void);
 const char *role_name(enum role r);
 
+/* Where the calling thread runs, kept up to date by the kernel (restartable sequences,
+ * glibc 2.35) for as long as the thread lives.  NULL: not on this machine. */
+const uint32_t *thread_cpu_word(void);
+/* What such a word says now: a CPU, or -1.  Any thread. */
+int thread_cpu_read(const uint32_t *word);
+
 /* True in a thread of role r, and in threads that never set one (tests). */
 #define ASSERT_ROLE(r) ASSERT(role_get() == (r) || role_get() == ROLE_NONE)
 

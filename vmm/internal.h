@@ -99,6 +99,7 @@ struct vcpu {
 	pthread_t thread;
 	bool started;
 	_Atomic pid_t tid;
+	const uint32_t *_Atomic cpu_word; /* where its thread runs; NULL: not known */
 	_Atomic bool parked;
 };
 

@@ -50,6 +50,17 @@ static void lost_page(void *ctx, const char *why)
 	pthread_detach(t);
 }
 
+/* Fault threads ask, while the vCPU's thread sleeps in a fault or has just been woken. */
+static int cpu_of_vcpu(void *ctx, uint32_t tid)
+{
+	const struct machine *m = ctx;
+
+	for (unsigned i = 0; i < m->cfg->cpus; i++)
+		if ((uint32_t)atomic_load(&m->vcpus[i].tid) == tid)
+			return thread_cpu_read(atomic_load(&m->vcpus[i].cpu_word));
+	return -1;
+}
+
 /* ---- making and ending it -------------------------------------------------------- */
 
 static int make(struct machine *m, struct err *e)
@@ -57,7 +68,7 @@ static int make(struct machine *m, struct err *e)
 	struct swap_config sc = { .max_pages = m->cfg->memory_bytes >> PAGE_SHIFT };
 	struct engine_config ec = {
 		.ram = m->ram, .tier = &swap_tier, .fault_threads = m->cfg->cpus,
-		.fatal = lost_page, .fatal_ctx = m,
+		.fatal = lost_page, .fatal_ctx = m, .cpu_of = cpu_of_vcpu, .cpu_ctx = m,
 	};
 	int rc = swap_create(&m->swap, &sc, e);
 

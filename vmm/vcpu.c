@@ -280,6 +280,7 @@ static void *vcpu_main(void *arg)
 	role_set(ROLE_VCPU);
 	snprintf(name, sizeof name, "vcpu%u", v->index);
 	pthread_setname_np(pthread_self(), name);
+	atomic_store(&v->cpu_word, thread_cpu_word());
 	atomic_store(&v->tid, (pid_t)syscall(SYS_gettid));
 	sigfillset(&set);
 	sigdelset(&set, KICK_SIGNAL);
@@ -294,6 +295,7 @@ static void *vcpu_main(void *arg)
 			machine_end(v->m, VM_END_ERROR, "vCPU %u: KVM_RUN: %s", v->index,
 				    strerror(errno));
 	}
+	atomic_store(&v->cpu_word, NULL);
 	return NULL;
 }
 

@@ -126,10 +126,11 @@ static _Atomic int moves;
 
 static int denying_move(int fd, void *arg)
 {
+	int every = deny_every; /* may become 0 once the move has woken the test */
 	int rc = mm_host_linux.ioctl(fd, UFFDIO_MOVE, arg);
 	struct uffdio_move *m = arg;
 
-	if (rc == 0 && m->len == PAGE_BYTES && ++moves % deny_every == 0) {
+	if (rc == 0 && m->len == PAGE_BYTES && every && ++moves % every == 0) {
 		m->move = -EEXIST;
 		errno = EEXIST;
 		return -1;
