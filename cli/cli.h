@@ -96,6 +96,7 @@ struct cmd {
 	size_t args_bytes; /* of the struct that `at` points into */
 	size_t min_pos, max_pos;
 	enum complete comp; /* of the first word that is not an option */
+	bool size_follows;  /* the second word is a size; else all are of the first one's kind */
 	const struct section *const *sections; /* ends with NULL */
 	int man_section;
 	/* Returns an exit status.  NULL: a manual page only. */
@@ -187,6 +188,8 @@ const char *duration_format(char *buf, size_t len, uint64_t seconds);
 void cli_error(const struct err *e);
 /* As cli_error(), and returns CLI_FAILED. */
 int cli_fail(const struct err *e);
+/* The same where the command line itself is wrong: returns CLI_USAGE. */
+int cli_wrong(const struct err *e);
 
 /* ---- spec.c ---------------------------------------------------------------------- */
 

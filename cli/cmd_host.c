@@ -90,8 +90,7 @@ int cmd_completion(const struct invocation *in)
 
 	if (strcmp(shell, "bash") != 0) {
 		err_set(&e, -EINVAL, "there is no completion for '%s', only for bash", shell);
-		cli_error(&e);
-		return CLI_USAGE;
+		return cli_wrong(&e);
 	}
 	completion_print(stdout);
 	return CLI_OK;
@@ -110,8 +109,7 @@ int cmd_help(const struct invocation *in)
 	if (!c) {
 		err_set(&e, -EINVAL, "there is no command '%s'; `brim help` lists them",
 			in->pos.items[0]);
-		cli_error(&e);
-		return CLI_USAGE;
+		return cli_wrong(&e);
 	}
 	if (a->man)
 		man_print(stdout, c);

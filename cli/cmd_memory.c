@@ -201,9 +201,9 @@ int cmd_balloon(const struct invocation *in)
 	int rc = 0;
 
 	if (in->pos.count > 1) {
-		rc = size_parse(in->pos.items[1], &w.bytes, &e);
-		if (!rc)
-			rc = ask_bytes(w.name, "balloon", "target_bytes", w.bytes, &e);
+		if (size_parse(in->pos.items[1], &w.bytes, &e))
+			return cli_wrong(&e);
+		rc = ask_bytes(w.name, "balloon", "target_bytes", w.bytes, &e);
 		if (!rc && a->wait)
 			rc = await(&w, &e);
 	}
@@ -259,9 +259,9 @@ int cmd_limit(const struct invocation *in)
 	int rc = 0;
 
 	if (in->pos.count > 1) {
-		rc = limit_parse(in->pos.items[1], &bytes, &e);
-		if (!rc)
-			rc = ask_bytes(in->pos.items[0], "limit", "limit_bytes", bytes, &e);
+		if (limit_parse(in->pos.items[1], &bytes, &e))
+			return cli_wrong(&e);
+		rc = ask_bytes(in->pos.items[0], "limit", "limit_bytes", bytes, &e);
 	}
 	if (!rc)
 		rc = show(in, "engine", limit_print, &e);
@@ -296,8 +296,9 @@ int cmd_reclaim(const struct invocation *in)
 	rc = size_parse(in->pos.items[1], &w.bytes, &e);
 	if (!rc && !w.bytes)
 		rc = err_set(&e, -ERANGE, "'%s': the least to take is 1 byte", in->pos.items[1]);
-	if (!rc)
-		rc = ask_bytes(w.name, "reclaim", "bytes", w.bytes, &e);
+	if (rc)
+		return cli_wrong(&e);
+	rc = ask_bytes(w.name, "reclaim", "bytes", w.bytes, &e);
 	if (!rc && a->wait)
 		rc = await(&w, &e);
 	return rc ? cli_fail(&e) : CLI_OK;

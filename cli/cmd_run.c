@@ -128,11 +128,11 @@ int cmd_run(const struct invocation *in)
 	struct err e;
 	int rc, status;
 
-	rc = spec_build(a, &config, &e);
-	if (rc) {
-		status = cli_fail(&e);
-		return rc == -EINVAL ? CLI_USAGE : status;
-	}
+	rc = a->name ? vm_name_check(a->name, &e) : 0;
+	if (!rc)
+		rc = spec_build(a, &config, &e);
+	if (rc)
+		return rc == -EINVAL ? cli_wrong(&e) : cli_fail(&e);
 	status = a->dry_run ? dry_run(a, config) : start(a, config);
 	json_decref(config);
 	return status;

@@ -282,14 +282,14 @@ const struct cmd commands[] = {
 	{ .name = "balloon", .group = GROUP_MEMORY, .synopsis = "NAME [SIZE]",
 	  .summary = "take memory from a guest, or give it back", .run = cmd_balloon,
 	  .args_bytes = sizeof(struct args), OPTS(balloon_opts), .min_pos = 1, .max_pos = 2, .comp = COMP_VM,
-	  .man_section = 1, .sections = SECTIONS(&balloon_examples, &status_section),
+	  .size_follows = true, .man_section = 1, .sections = SECTIONS(&balloon_examples, &status_section),
 	  .text = "SIZE is how much the balloon is to take from the guest; 0 gives all of it back. The "
 		  "guest gives what it can spare, and may take longer, or stop short. Without SIZE, shows "
 		  "how things are." },
 	{ .name = "limit", .group = GROUP_MEMORY, .synopsis = "NAME [SIZE|none]",
 	  .summary = "limit what a VM's memory costs the host, or show it", .run = cmd_limit,
 	  .args_bytes = sizeof(struct args), OPTS(json_opts), .min_pos = 1, .max_pos = 2, .comp = COMP_VM,
-	  .man_section = 1, .sections = SECTIONS(&limit_examples, &status_section),
+	  .size_follows = true, .man_section = 1, .sections = SECTIONS(&limit_examples, &status_section),
 	  .text = "SIZE, at least 16M, is the most of the host's memory that the guest's memory may take. "
 		  "The VM packs what the guest has not written for longest until that is met, and goes on "
 		  "watching; packed memory comes back as soon as the guest touches it, which takes a little "
@@ -301,7 +301,7 @@ const struct cmd commands[] = {
 	{ .name = "reclaim", .group = GROUP_MEMORY, .synopsis = "NAME SIZE",
 	  .summary = "pack some of a VM's memory once", .run = cmd_reclaim,
 	  .args_bytes = sizeof(struct args), OPTS(reclaim_opts), .min_pos = 2, .max_pos = 2, .comp = COMP_VM,
-	  .man_section = 1, .sections = SECTIONS(&reclaim_examples, &status_section),
+	  .size_follows = true, .man_section = 1, .sections = SECTIONS(&reclaim_examples, &status_section),
 	  .text = "Packs SIZE of the guest's memory in the background, what has not been written for "
 		  "longest first. Packed memory comes back as soon as the guest touches it, and then stays: "
 		  "unlike `brim limit`, this is done once. How much it saves depends on how well the memory "

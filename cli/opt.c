@@ -287,6 +287,18 @@ static int check_count(const struct invocation *in, struct err *e)
 	return 0;
 }
 
+/* Whether a VM of that name is there is not this file's business. */
+static int check_names(const struct invocation *in, struct err *e)
+{
+	const struct cmd *c = in->cmd;
+	size_t names = c->comp != COMP_VM ? 0 : c->size_follows ? 1 : in->pos.count;
+	int rc = 0;
+
+	for (size_t i = 0; i < names && !rc; i++)
+		rc = vm_name_check(in->pos.items[i], e);
+	return rc;
+}
+
 static int set_defaults(const struct cmd *c, void *args, struct err *e)
 {
 	int rc = 0;
@@ -330,6 +342,8 @@ int opt_parse(struct invocation *in, void *args, int argc, char **argv, bool *he
 		rc = take_words(&l, help, e);
 	if (!rc && !*help)
 		rc = check_count(in, e);
+	if (!rc && !*help)
+		rc = check_names(in, e);
 	return rc;
 }
 

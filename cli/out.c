@@ -168,3 +168,9 @@ int cli_fail(const struct err *e)
 	cli_error(e);
 	return CLI_FAILED;
 }
+
+int cli_wrong(const struct err *e)
+{
+	cli_error(e);
+	return CLI_USAGE;
+}
