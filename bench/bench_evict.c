@@ -22,16 +22,7 @@
 #include "bench/content.h"
 #include "bench/zram.h"
 
-#define PAGES (256 * MiB >> PAGE_SHIFT)
-#define PAGES_QUICK (64 * MiB >> PAGE_SHIFT)
 #define NS_PER_S 1000000000u
-
-struct scene {
-	const struct bench *bench;
-	struct content content;
-	struct guest guest;
-	struct zram *zram;
-};
 
 static uint64_t process_cpu_ns(void)
 {
@@ -55,7 +46,7 @@ static struct stopwatch since(struct stopwatch s)
 	return (struct stopwatch){ process_cpu_ns() - s.cpu_ns, now_ns() - s.wall_ns };
 }
 
-static void figures(const struct scene *s, struct stopwatch took, uint64_t away, double *out)
+static void figures(const struct sides *s, struct stopwatch took, uint64_t away, double *out)
 {
 	if (away == 0)
 		bench_die(s->bench, "no page was evicted");
@@ -65,7 +56,7 @@ static void figures(const struct scene *s, struct stopwatch took, uint64_t away,
 
 static void take_brim(void *arg, double *out)
 {
-	struct scene *s = arg;
+	struct sides *s = arg;
 	struct stopwatch w;
 	struct err e;
 
@@ -80,7 +71,7 @@ static void take_brim(void *arg, double *out)
 
 static void take_zram(void *arg, double *out)
 {
-	struct scene *s = arg;
+	struct sides *s = arg;
 	struct stopwatch w;
 
 	zram_hold(s->zram, s->content.page, s->content.pages);
@@ -94,26 +85,21 @@ static void take_zram(void *arg, double *out)
 int main(int argc, char **argv)
 {
 	static struct bench b;
-	static struct scene s;
+	static struct sides s;
 	struct takes t;
-	uint64_t pages;
 
 	bench_begin(&b, "bench_evict", argc, argv);
-	pages = b.quick ? PAGES_QUICK : PAGES;
-	s.bench = &b;
 	if (!guest_is_possible(&b))
 		return bench_end(&b);
-	s.zram = zram_peer(&b, pages);
-	content_open(&b, &s.content, pages);
-	t = (struct takes){ .brim = take_brim, .peer = s.zram ? take_zram : NULL,
-			    .peer_name = s.zram ? zram_name(s.zram) : NULL, .arg = &s,
-			    .figures = { { "cpu_per_page", "ns" }, { "pages_per_s", "1/s" } } };
+	sides_open(&b, &s);
+	t = sides_takes(&s, take_brim, take_zram, &s);
+	t.figures[0] = (struct take_figure){ "cpu_per_page", "ns" };
+	t.figures[1] = (struct take_figure){ "pages_per_s", "1/s" };
 	takes_compare(&b, &t);
 	content_only_packing(&s.content);
 	t.figures[0].name = "cpu_per_page_packing";
 	t.figures[1].name = "pages_per_s_packing";
 	takes_compare(&b, &t);
-	content_close(&s.content);
-	zram_close(&s.zram);
+	sides_close(&s);
 	return bench_end(&b);
 }

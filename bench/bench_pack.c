@@ -18,89 +18,77 @@
 #include "bench/content.h"
 #include "bench/zram.h"
 
-#define PAGES (256 * MiB >> PAGE_SHIFT)
-#define PAGES_QUICK (64 * MiB >> PAGE_SHIFT)
-
 struct scene {
-	const struct bench *bench;
-	struct content content;
-	struct guest guest;
-	struct zram *zram;
+	struct sides sides;
 	double packed, tables, holes, refused; /* what brim keeps, in the last run */
 };
 
 static double share(const struct scene *s, uint64_t bytes)
 {
-	return (double)bytes / (double)(s->content.pages * PAGE_BYTES);
+	return (double)bytes / (double)(s->sides.content.pages * PAGE_BYTES);
 }
 
 static double kept(const struct scene *s, uint64_t held_bytes, uint64_t away)
 {
-	uint64_t left = s->content.pages - away;
+	uint64_t left = s->sides.content.pages - away;
 
 	if (away == 0)
-		bench_die(s->bench, "no page was evicted");
+		bench_die(s->sides.bench, "no page was evicted");
 	return share(s, held_bytes + left * PAGE_BYTES);
 }
 
 static void take_brim(void *arg, double *out)
 {
 	struct scene *s = arg;
+	struct guest *g = &s->sides.guest;
 	struct engine_stats es;
 	struct swap_stats ss;
 	uint64_t away;
 	struct err e;
 
-	if (guest_hold(&s->guest, &s->content, &e))
-		bench_die(s->bench, "%s", e.msg);
-	guest_evict(&s->guest);
-	away = guest_away_pages(&s->guest);
-	engine_stats(s->guest.engine, &es);
-	swap_stats(s->guest.swap, &ss);
+	if (guest_hold(g, &s->sides.content, &e))
+		bench_die(s->sides.bench, "%s", e.msg);
+	guest_evict(g);
+	away = guest_away_pages(g);
+	engine_stats(g->engine, &es);
+	swap_stats(g->swap, &ss);
 	VERIFY(ss.filled_pages + ss.packed_pages == away);
 	out[0] = kept(s, ss.held_bytes + es.own_bytes, away);
 	s->packed = share(s, ss.packed_bytes);
 	s->tables = share(s, ss.table_bytes + es.own_bytes);
 	s->holes = share(s, ss.hole_bytes);
-	s->refused = share(s, (s->content.pages - away) * PAGE_BYTES);
-	guest_close(&s->guest);
+	s->refused = share(s, (s->sides.content.pages - away) * PAGE_BYTES);
+	guest_close(g);
 }
 
 static void take_zram(void *arg, double *out)
 {
 	struct scene *s = arg;
+	struct zram *z = s->sides.zram;
 	uint64_t away;
 
-	zram_hold(s->zram, s->content.page, s->content.pages);
-	zram_evict(s->zram);
-	away = zram_away_pages(s->zram);
-	out[0] = kept(s, zram_held_bytes(s->zram), away);
-	zram_drop(s->zram);
+	zram_hold(z, s->sides.content.page, s->sides.content.pages);
+	zram_evict(z);
+	away = zram_away_pages(z);
+	out[0] = kept(s, zram_held_bytes(z), away);
+	zram_drop(z);
 }
 
 int main(int argc, char **argv)
 {
 	static struct bench b;
 	static struct scene s;
-	uint64_t pages;
+	struct takes t;
 
 	bench_begin(&b, "bench_pack", argc, argv);
-	pages = b.quick ? PAGES_QUICK : PAGES;
-	s.bench = &b;
 	if (!guest_is_possible(&b))
 		return bench_end(&b);
-	s.zram = zram_peer(&b, pages);
-	content_open(&b, &s.content, pages);
-	takes_compare(&b, &(struct takes){
-		.brim = take_brim,
-		.peer = s.zram ? take_zram : NULL,
-		.peer_name = s.zram ? zram_name(s.zram) : NULL,
-		.arg = &s,
-		.figures = { { "lz4_bytes", "B/B" } },
-	});
+	sides_open(&b, &s.sides);
+	t = sides_takes(&s.sides, take_brim, take_zram, &s);
+	t.figures[0] = (struct take_figure){ "lz4_bytes", "B/B" };
+	takes_compare(&b, &t);
 	printf("brim, of each byte: %.4f packed, %.4f tables, %.4f holes, %.4f pages that do not "
 	       "pack\n", s.packed, s.tables, s.holes, s.refused);
-	content_close(&s.content);
-	zram_close(&s.zram);
+	sides_close(&s.sides);
 	return bench_end(&b);
 }

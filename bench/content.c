@@ -19,6 +19,11 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "bench/zram.h"
+
+#define SIDES_PAGES (256 * MiB >> PAGE_SHIFT)
+#define SIDES_PAGES_QUICK (64 * MiB >> PAGE_SHIFT)
+
 #define SEED 0x9e3779b97f4a7c15u
 #define RUN_PAGES_MAX 32u
 #define FILE_PAGES_MAX (16 * MiB >> PAGE_SHIFT)
@@ -330,4 +335,28 @@ void takes_compare(struct bench *b, const struct takes *t)
 		r.played[0] = r.played[1] = 0;
 		bench_compare(b, t->figures[r.figure].name, t->figures[r.figure].unit, &pair);
 	}
+}
+
+/* ---- brim and zram over the same pages --------------------------------------------- */
+
+void sides_open(struct bench *b, struct sides *s)
+{
+	uint64_t pages = b->quick ? SIDES_PAGES_QUICK : SIDES_PAGES;
+
+	s->bench = b;
+	s->zram = zram_peer(b, pages);
+	content_open(b, &s->content, pages);
+}
+
+void sides_close(struct sides *s)
+{
+	content_close(&s->content);
+	zram_close(&s->zram);
+}
+
+struct takes sides_takes(const struct sides *s, void (*brim)(void *, double *),
+			 void (*zram)(void *, double *), void *arg)
+{
+	return (struct takes){ .brim = brim, .peer = s->zram ? zram : NULL, .arg = arg,
+			       .peer_name = s->zram ? zram_name(s->zram) : NULL };
 }

@@ -87,4 +87,22 @@ struct takes {
 /* bench_compare() for each of the figures, all from the same runs. */
 void takes_compare(struct bench *b, const struct takes *t);
 
+/* ---- brim and zram over the same pages --------------------------------------------- */
+
+struct zram;
+
+struct sides {
+	const struct bench *bench;
+	struct content content;
+	struct guest guest;
+	struct zram *zram; /* NULL: there is no peer to be had */
+};
+
+/* Content of 256 MiB, 64 with --quick, and swap space for as much. */
+void sides_open(struct bench *b, struct sides *s);
+void sides_close(struct sides *s);
+/* Runs on both, with `arg` for the two functions; figures are the caller's to fill in. */
+struct takes sides_takes(const struct sides *s, void (*brim)(void *, double *),
+			 void (*zram)(void *, double *), void *arg);
+
 #endif
