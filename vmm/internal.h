@@ -7,8 +7,10 @@
 #include <jansson.h>
 #include <linux/kvm.h>
 #include <pthread.h>
+#include <stdio.h>
 #include <sys/types.h>
 
+#include "vmm/hostcheck.h"
 #include "vmm/vmm.h"
 
 /* ---- guest physical layout below 4 GiB ---------------------------------- */
@@ -296,5 +298,18 @@ int control_create(struct control **out, struct vmm *vmm, const char *path, stru
 void control_destroy(struct control **c, const char *reason, const char *detail);
 
 void vmm_stop(struct vmm *vmm); /* power button, and remember that we did */
+
+/* ---- hostcheck.c, hostkvm.c ------------------------------------------------ */
+
+void host_found(struct host_finding *f, enum host_level level, const char *fmt, ...)
+	__attribute__((format(printf, 3, 4)));
+void host_advise(struct host_finding *f, const char *fmt, ...)
+	__attribute__((format(printf, 2, 3)));
+/* A file of the host, below `root`; NULL where it cannot be read. */
+FILE *host_open_text(const char *root, const char *path);
+
+void host_check_kvm(const char *root, struct host_finding *f);
+void host_check_kvm_real(const char *root, struct host_finding *f);
+void host_check_kvm_features(const char *root, struct host_finding *f);
 
 #endif

@@ -16,7 +16,8 @@
  * pci.c       bus 0: configuration space, BARs, MSI-X
  * serial.c    the 16550; console.c its far side: history and clients
  * control.c   the control socket
- * hostcheck.c what brim needs of a host; client.c the other end of control.c
+ * hostcheck.c hostkvm.c    what brim needs of a host, and of its KVM
+ * client.c    the other end of control.c
  *
  * Threads: main is the event loop (ROLE_LOOP); one thread a vCPU (ROLE_VCPU)
  * runs the guest and emulates register accesses, never device work.
