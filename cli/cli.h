@@ -288,6 +288,8 @@ struct memory {
 	uint64_t away_bytes;      /* that the guest has and its RAM does not hold now */
 	uint64_t away_cost_bytes; /* what that takes of the host all the same */
 	uint64_t held_bytes;      /* resident and away: what the limit counts */
+	uint64_t own_bytes;       /* the engine's tables: not in held_bytes */
+	uint64_t pool_overhead_bytes; /* of away_cost_bytes: holes and tables */
 	uint64_t cold_bytes;      /* of what is resident, not written for the most passes counted */
 };
 

@@ -274,6 +274,27 @@ static void status_limit(const json_t *vm)
 	printf("\n");
 }
 
+static uint64_t per_gib(uint64_t bytes, const struct memory *m)
+{
+	return (uint64_t)((double)bytes * (double)GiB / (double)m->assigned_bytes);
+}
+
+/* What it costs to have an engine: in all, and for each GiB of RAM. */
+static void status_overhead(const json_t *vm)
+{
+	char own[32], own_gib[32], pool[32], pool_gib[32];
+	struct memory m;
+
+	memory_of(vm, &m);
+	if (!m.engine || !m.assigned_bytes)
+		return;
+	printf("%-12s %s of tables (%s per GiB of RAM), %s of the pool is overhead (%s per GiB)\n",
+	       "engine", size_format(own, sizeof(own), m.own_bytes),
+	       size_format(own_gib, sizeof(own_gib), per_gib(m.own_bytes, &m)),
+	       size_format(pool, sizeof(pool), m.pool_overhead_bytes),
+	       size_format(pool_gib, sizeof(pool_gib), per_gib(m.pool_overhead_bytes, &m)));
+}
+
 static void status_balloon(const json_t *vm)
 {
 	const json_t *balloon = json_object_get(vm, "balloon");
@@ -324,6 +345,7 @@ static void status_print(const json_t *vm)
 	status_head(vm);
 	status_memory(vm);
 	status_limit(vm);
+	status_overhead(vm);
 	status_balloon(vm);
 	status_guest(vm);
 	status_devices(vm);

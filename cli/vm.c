@@ -51,6 +51,8 @@ void memory_of(const json_t *status, struct memory *m)
 	json_u64(engine, "filled_bytes", NULL, &filled);
 	json_u64(engine, "packed_bytes", NULL, &packed);
 	json_u64(engine, "pool_bytes", NULL, &pool);
+	json_u64(engine, "pool_overhead_bytes", NULL, &m->pool_overhead_bytes);
+	json_u64(engine, "own_bytes", NULL, &m->own_bytes);
 	m->away_bytes = staged + filled + packed;
 	m->away_cost_bytes = staged + pool;
 	m->held_bytes = m->resident_bytes + m->away_cost_bytes;

@@ -134,11 +134,13 @@ static json_t *cold_json(const struct engine_stats *s)
 json_t *memory_json(const struct machine *m)
 {
 	struct engine_stats s;
+	struct swap_stats pool;
 
 	if (!m->engine)
 		return json_null();
 	engine_stats(m->engine, &s);
-	return json_pack("{s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:o}",
+	swap_stats(m->swap, &pool);
+	return json_pack("{s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:o}",
 			 "limit_bytes", (json_int_t)s.limit_bytes,
 			 "wanted_bytes", (json_int_t)s.wanted_bytes,
 			 "present_bytes", bytes_of(s.present_pages),
@@ -146,6 +148,7 @@ json_t *memory_json(const struct machine *m)
 			 "filled_bytes", bytes_of(s.filled_pages),
 			 "packed_bytes", bytes_of(s.packed_pages),
 			 "pool_bytes", (json_int_t)s.tier_bytes,
+			 "pool_overhead_bytes", (json_int_t)(pool.hole_bytes + pool.table_bytes),
 			 "own_bytes", (json_int_t)s.own_bytes, "cold_bytes", cold_json(&s));
 }
 

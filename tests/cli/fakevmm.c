@@ -93,10 +93,11 @@ static void press_button(struct fake *f)
 static json_t *engine_status(struct fake *f)
 {
 	json_int_t take = f->wanted < (json_int_t)TAKEN_A_LOOK ? f->wanted : (json_int_t)TAKEN_A_LOOK;
-	json_t *o = json_pack("{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:[[i, I], [i, I]]}",
+	json_t *o = json_pack("{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:[[i, I], [i, I]]}",
 			      "limit_bytes", f->limit, "present_bytes", (json_int_t)(100 * MiB),
 			      "staged_bytes", (json_int_t)(2 * MiB), "filled_bytes", (json_int_t)(10 * MiB),
 			      "packed_bytes", f->packed, "pool_bytes", f->packed / 4,
+			      "pool_overhead_bytes", f->packed / 64,
 			      "own_bytes", (json_int_t)MiB, "wanted_bytes", f->wanted,
 			      "cold_bytes", 1, (json_int_t)(90 * MiB), 2, (json_int_t)(30 * MiB));
 

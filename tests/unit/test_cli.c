@@ -495,7 +495,7 @@ Test(cli_memory, away_is_counted_by_what_it_costs)
 
 	memory_in("{\"memory_bytes\": 1000, \"resident_bytes\": 100, \"engine\": {\"limit_bytes\": 200,"
 		  "\"present_bytes\": 90, \"staged_bytes\": 1, \"filled_bytes\": 20, \"packed_bytes\": 300,"
-		  "\"pool_bytes\": 70, \"own_bytes\": 5, \"wanted_bytes\": 8,"
+		  "\"pool_bytes\": 70, \"pool_overhead_bytes\": 3, \"own_bytes\": 5, \"wanted_bytes\": 8,"
 		  "\"cold_bytes\": [[1, 60], [2, 50], [32, 40]]}}", &m);
 	cr_expect(m.engine && m.assigned_known && m.resident_known);
 	cr_expect_eq(m.assigned_bytes, 1000);
@@ -505,6 +505,8 @@ Test(cli_memory, away_is_counted_by_what_it_costs)
 	cr_expect_eq(m.away_bytes, 321);
 	cr_expect_eq(m.away_cost_bytes, 71); /* staged pages are not packed yet, filled ones cost nothing */
 	cr_expect_eq(m.held_bytes, 171);
+	cr_expect_eq(m.own_bytes, 5);
+	cr_expect_eq(m.pool_overhead_bytes, 3);
 	cr_expect_eq(m.cold_bytes, 40);
 }
 
