@@ -129,10 +129,10 @@ static void client_send(struct client *cl)
 		if (n == 0)
 			break;
 		sent = send(cl->fd, buf, n, MSG_NOSIGNAL | MSG_DONTWAIT);
-		if (sent < 0 && errno != EAGAIN && errno != EINTR) {
-			client_close(cl);
-			return;
-		}
+		/* It reads no more.  What it wrote may still be unread: the loop
+		 * tells of that, and of its end. */
+		if (sent < 0 && errno != EAGAIN && errno != EINTR)
+			break;
 		if (sent > 0)
 			cl->at += (uint64_t)sent;
 		if (sent < (ssize_t)n) {

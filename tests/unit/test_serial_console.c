@@ -488,6 +488,29 @@ Test(console, input_waits_for_a_guest)
 	end();
 }
 
+/* As `echo x | socat -u - UNIX-CONNECT:...` does: gone before it is accepted, while
+ * there is history that cannot be sent to it any more. */
+Test(console, input_of_a_client_that_left_at_once_arrives)
+{
+	struct sockaddr_un a = { .sun_family = AF_UNIX };
+	int fd;
+
+	begin();
+	attach(sizeof sink.got);
+	console_output(con, "history", 7);
+	fd = socket(AF_UNIX, SOCK_STREAM, 0);
+	snprintf(a.sun_path, sizeof a.sun_path, "%s", path);
+	cr_assert_eq(connect(fd, (struct sockaddr *)&a, sizeof a), 0);
+	cr_assert_eq(write(fd, "heard", 5), 5);
+	close(fd);
+	for (int i = 0; i < 4; i++)
+		loop_turn(loop, 0);
+	cr_assert_eq(sink.len, 5);
+	cr_assert_arr_eq(sink.got, "heard", 5);
+	cr_assert(idle());
+	end();
+}
+
 Test(console, input_beyond_the_buffer_stays_in_the_socket)
 {
 	static uint8_t text[40000];
