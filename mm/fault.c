@@ -389,6 +389,7 @@ static void *fault_main(void *arg)
 	struct engine *e = s->e;
 
 	role_set(ROLE_FAULT);
+	pthread_setname_np(pthread_self(), "fault");
 	while (!e->faults_over) {
 		if (!s->has_turn)
 			pthread_mutex_lock(&e->turn);

@@ -332,6 +332,7 @@ static void *disk_main(void *arg)
 	struct reader *r = arg;
 
 	role_set(ROLE_FAULT);
+	pthread_setname_np(pthread_self(), "disk");
 	while (!r->stopping || aio_on_way(r->aio)) {
 		struct aio_op *op = aio_reap(r->aio, AIO_WAIT_WAKE);
 

@@ -437,6 +437,7 @@ static void *reclaim_main(void *arg)
 	bool more = false;
 
 	role_set(ROLE_RECLAIM);
+	pthread_setname_np(pthread_self(), "reclaim");
 	pthread_mutex_lock(&e->wake_lock);
 	while (!e->stopping) {
 		struct timespec until;
