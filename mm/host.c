@@ -65,6 +65,16 @@ static int64_t host_pread(int fd, void *buf, size_t len, int64_t off)
 	return pread(fd, buf, len, off);
 }
 
+static int64_t host_pwrite(int fd, const void *buf, size_t len, int64_t off)
+{
+	return pwrite(fd, buf, len, off);
+}
+
+static int host_fallocate(int fd, int mode, int64_t off, int64_t len)
+{
+	return fallocate(fd, mode, off, len);
+}
+
 static int host_ring_init(unsigned depth, struct io_uring *ring)
 {
 	return io_uring_queue_init(depth, ring, IORING_SETUP_CLAMP);
@@ -91,6 +101,8 @@ const struct mm_host mm_host_linux = {
 	.read = host_read,
 	.pread = host_pread,
 	.close = close,
+	.pwrite = host_pwrite,
+	.fallocate = host_fallocate,
 	.ring_init = host_ring_init,
 	.ring_submit = host_ring_submit,
 	.ring_wait = host_ring_wait,

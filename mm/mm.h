@@ -65,6 +65,9 @@ struct mm_host {
 	int64_t (*read)(int fd, void *buf, size_t len);
 	int64_t (*pread)(int fd, void *buf, size_t len, int64_t off);
 	int (*close)(int fd);
+	/* The swap file's, as the system calls of that name. */
+	int64_t (*pwrite)(int fd, const void *buf, size_t len, int64_t off);
+	int (*fallocate)(int fd, int mode, int64_t off, int64_t len);
 	/* io_uring, for aio.c.  0, the number submitted, or -errno; ring_wait: -EAGAIN
 	 * where nothing has ended and it was not to wait. */
 	int (*ring_init)(unsigned depth, struct io_uring *ring);

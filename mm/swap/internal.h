@@ -1,14 +1,18 @@
 /*
- * mm/swap/'s own: the two parts swap.c is made of, open to its tests.
+ * mm/swap/'s own: the parts swap.c is made of, open to its tests.
  *
- * A ref, 48 bits:   same-filled:  0 | row of the pattern table + 1
- *                   packed:       1 | segment, 30 bits | 8-byte unit in it, 17 bits
+ * A ref, 48 bits:   same-filled:  00 | row of the pattern table + 1
+ *                   packed:       10 | segment, 29 bits | 8-byte unit in it, 17 bits
+ *                   on disk:      01 | size, 6 bits | segment, 23 bits | unit, 17 bits
  *
- * Row 0 is the page of zeroes, so no ref is ever 0.
+ * Row 0 is the page of zeroes, so no ref is ever 0.  The size of an object on disk is
+ * in steps of 64 bytes, rounded up: enough to read no block too many, and all there is
+ * to know of an object that is dropped without having been read.
  */
 #ifndef BRIM_MM_SWAP_INTERNAL_H
 #define BRIM_MM_SWAP_INTERNAL_H
 
+#include "mm/aio.h"
 #include "mm/swap/swap.h"
 
 /* ---- fill.c ------------------------------------------------------------------ */
@@ -37,17 +41,32 @@ void fill_drop(struct fill *f, swap_ref_t ref);
 uint64_t fill_pages(const struct fill *f);
 void fill_verify(const struct fill *f);
 
-/* ---- log.c ------------------------------------------------------------------- */
+/* ---- objects, in the pool and on disk ------------------------------------------ */
 
 #define SEGMENT_BYTES MiB
 #define UNIT_BYTES ((uint64_t)8) /* half of this is lost at the end of an object */
 #define SEGMENT_UNITS ((uint32_t)(SEGMENT_BYTES / UNIT_BYTES))
-/* One that takes objects, and one in reserve for the cleaner. */
-#define POOL_SEGMENTS_MIN 2u
 #define SEGMENT_NONE UINT32_MAX
 
 #define REF_PACKED ((uint64_t)1 << (SWAP_REF_BITS - 1))
+#define REF_DISK ((uint64_t)1 << (SWAP_REF_BITS - 2))
+#define REF_KIND_MASK (REF_PACKED | REF_DISK)
 #define REF_UNIT_BITS 17
+
+static inline bool ref_is_packed(swap_ref_t ref)
+{
+	return (ref.v & REF_KIND_MASK) == REF_PACKED;
+}
+
+static inline bool ref_is_disk(swap_ref_t ref)
+{
+	return (ref.v & REF_KIND_MASK) == REF_DISK;
+}
+
+static inline uint32_t ref_unit(swap_ref_t ref)
+{
+	return (uint32_t)ref.v & (SEGMENT_UNITS - 1);
+}
 
 /* What lies in a segment, on a multiple of UNIT_BYTES. */
 struct object {
@@ -63,11 +82,86 @@ struct packed {
 	const uint8_t *data;
 };
 
+#define OBJECT_BYTES_MAX ((uint32_t)PAGE_BYTES) /* a page that does not pack, whole */
+
+static inline uint32_t units_of(uint32_t bytes)
+{
+	return (uint32_t)((sizeof(struct object) + bytes + UNIT_BYTES - 1) / UNIT_BYTES);
+}
+
+/* A tag: owner 32 | bytes 16 | check 8 | state 8, from the low end.  The two states
+ * differ in every bit, so damage does not make one into the other. */
+#define TAG_LIVE ((uint64_t)0xa5)
+#define TAG_DEAD ((uint64_t)0x5a)
+#define TAG_STATE_SHIFT 56
+#define TAG_CHECK_SHIFT 48
+#define TAG_BYTES_SHIFT 32
+#define TAG_MIX 0x9e3779b97f4a7c15u /* 2^64 / the golden ratio */
+
+static inline uint64_t tag_make(uint32_t owner, uint32_t bytes, uint64_t state)
+{
+	uint64_t t = owner | (uint64_t)bytes << TAG_BYTES_SHIFT;
+
+	return t | t * TAG_MIX >> TAG_STATE_SHIFT << TAG_CHECK_SHIFT | state << TAG_STATE_SHIFT;
+}
+
+static inline uint32_t tag_bytes(uint64_t tag)
+{
+	return tag >> TAG_BYTES_SHIFT & 0xffff;
+}
+
+static inline uint64_t tag_state(uint64_t tag)
+{
+	return tag >> TAG_STATE_SHIFT;
+}
+
+/* As tag_make() made it, and inside a segment where it starts at `unit`. */
+static inline bool tag_is_sound(uint64_t tag, uint32_t unit)
+{
+	uint32_t bytes = tag_bytes(tag);
+
+	return bytes >= 1 && bytes <= OBJECT_BYTES_MAX &&
+	       (tag_state(tag) == TAG_LIVE || tag_state(tag) == TAG_DEAD) &&
+	       tag == tag_make((uint32_t)tag, bytes, tag_state(tag)) &&
+	       unit + units_of(bytes) <= SEGMENT_UNITS;
+}
+
+/* ---- segments, in the pool and on disk ------------------------------------------ */
+
 struct segment {
 	_Atomic uint64_t live; /* units, objects and pins: see log.c */
 	uint32_t used_units;   /* owned by the put thread: appended so far */
 	uint32_t next;         /* owned by the list it is in */
-	bool is_spoiled;       /* owned by the put thread: cannot be walked */
+	/* owned by the put thread, but the last */
+	uint32_t stamp;        /* pool: the age of what is in it; disk: of which write */
+	bool is_spoiled;       /* cannot be walked; disk: or cannot be written */
+	uint8_t carried;       /* pool: pins of batches on their way to disk */
+	_Atomic uint16_t heat; /* disk: reads of late; any thread */
+};
+
+#define LIVE_OBJECT ((uint64_t)1 << 24) /* above the units, which need 18 bits */
+#define LIVE_PIN ((uint64_t)1 << 48)
+#define LIVE_UNITS_MASK (LIVE_OBJECT - 1)
+
+/* Pushed to by any thread, popped by the put thread alone. */
+void segments_push(struct segment *of, _Atomic uint32_t *list, uint32_t i);
+uint32_t segments_pop(struct segment *of, _Atomic uint32_t *list);
+/* False where somebody brought `live` to 0 first, and owns it. */
+bool segment_pin(struct segment *s);
+
+/* ---- log.c ------------------------------------------------------------------- */
+
+/* One that takes objects, and one in reserve for the cleaner. */
+#define POOL_SEGMENTS_MIN 2u
+#define POOL_SEGMENTS_MIN_DISK 8u /* three open, one in reserve, and some on their way */
+
+/* What is appended, kept apart where there is a disk, since a segment goes there
+ * whole: all of it should be of one temperature. */
+enum pool_stream {
+	POOL_HOT,  /* just packed, or read from disk a lot */
+	POOL_COLD, /* what the cleaner moved: nobody wanted it back */
+	POOL_RAW,  /* pages that do not pack: the first to go */
+	POOL_STREAMS
 };
 
 struct pool {
@@ -78,10 +172,12 @@ struct pool {
 	struct segment *segments;
 	uint64_t segments_bytes;
 	uint32_t segments_max;
+	unsigned streams; /* 1: all is POOL_HOT */
 
 	/* owned by the put thread */
-	uint32_t open;  /* takes what is appended; SEGMENT_NONE: none */
-	uint32_t fresh; /* this one and those above were never used */
+	uint32_t open[POOL_STREAMS]; /* take what is appended; SEGMENT_NONE: none */
+	uint32_t fresh;              /* this one and those above were never used */
+	uint32_t now;                /* stamp of the segment opened last */
 
 	/* any thread */
 	_Atomic uint32_t held; /* segments that may have memory */
@@ -102,13 +198,193 @@ uint64_t pool_segments_in(uint64_t bytes);
 int pool_init(struct pool *p, uint32_t segments_max, const struct mm_host *host, struct err *e);
 void pool_fini(struct pool *p);
 /* -ENOSPC.  Put thread. */
-int pool_append(struct pool *p, const struct packed *src, swap_ref_t *ref);
+int pool_append(struct pool *p, const struct packed *src, enum pool_stream stream,
+		swap_ref_t *ref);
+/* Takes back what was just appended, which nobody knows of: not even a hole. */
+void pool_unappend(struct pool *p, swap_ref_t ref);
+/* So many of the largest objects can be appended, whatever the streams. */
+uint64_t pool_fits(const struct pool *p);
+/* Segments that could still be opened. */
+uint32_t pool_room(const struct pool *p);
+/* Nothing is open any more.  Returns the bytes given back. */
+int64_t pool_close_all(struct pool *p);
 /* -EIO where there is no sound live object.  Any thread. */
 int pool_find(const struct pool *p, swap_ref_t ref, struct packed *out);
 void pool_drop(struct pool *p, swap_ref_t ref);
 /* As swap_clean().  Put thread. */
 int64_t pool_clean(struct pool *p, const struct pool_cleaning *c);
+/* On the way to disk.  The closed segment whose content is coldest, or SEGMENT_NONE. */
+uint32_t pool_coldest(const struct pool *p);
+/* Pins a segment that is being carried: not reused, nor cleaned.  False: it is empty
+ * by now. */
+bool pool_carry(struct pool *p, uint32_t segment);
+void pool_uncarry(struct pool *p, uint32_t segment);
+/* The next live object from *unit on: 1, and *unit behind it; 0: no more; -EIO. */
+int pool_next(struct pool *p, uint32_t segment, uint32_t *unit, swap_ref_t *ref,
+	      struct packed *out);
+/* Appends the object again and gives it to `move`: 0, or -ENOSPC. */
+int pool_forward(struct pool *p, swap_ref_t ref, const struct pool_cleaning *c);
+/* It is not to be the coldest any more. */
+void pool_touch(struct pool *p, uint32_t segment);
 void pool_verify(const struct pool *p);
+
+/* ---- crypt.c ------------------------------------------------------------------ */
+
+struct crypt;
+
+/* A new key, which nobody ever sees.  -ENOMEM, or -EIO where the library refuses. */
+int crypt_create(struct crypt **out, struct err *e);
+void crypt_destroy(struct crypt **c);
+
+/* Blocks of MM_BLOCK_BYTES, in place; `first` is the number of the first in its file. */
+struct crypt_blocks {
+	uint8_t *at;
+	uint64_t first;
+	uint32_t count;
+};
+/* 0 or -EIO.  Put thread. */
+int crypt_seal(struct crypt *c, const struct crypt_blocks *b);
+/* 0 or -EIO.  Any thread. */
+int crypt_unseal(struct crypt *c, const struct crypt_blocks *b);
+
+/* ---- file.c -------------------------------------------------------------------- */
+
+struct swap_file {
+	int fd;
+	bool is_device;
+	uint64_t bytes; /* all of it, its header included */
+};
+
+/* Opens, locks, checks, reserves and marks f->bytes of it; of a device all, where the
+ * configuration has no size. */
+int file_open(struct swap_file *f, const struct mm_host *host,
+	      const struct swap_disk_config *cfg, struct err *e);
+void file_close(struct swap_file *f, const struct mm_host *host);
+
+/* ---- disk.c -------------------------------------------------------------------- */
+
+#define REF_SIZE_SHIFT 40
+#define REF_SIZE_STEP 64u
+#define REF_DISK_SEGMENTS_MAX (1u << (REF_SIZE_SHIFT - REF_UNIT_BITS))
+#define DISK_SEGMENTS_MIN 4u /* less is not worth its file */
+
+struct disk {
+	/* fixed at create */
+	const struct mm_host *host;
+	struct swap_file file;
+	char *path;
+	struct crypt *crypt; /* NULL: not encrypted */
+	uint64_t salt;       /* of every sum, so that another boot's objects are damaged */
+	struct segment *segments;
+	uint64_t segments_bytes;
+	uint32_t segments_max;
+
+	/* owned by the put thread */
+	uint32_t fresh; /* this one and those above were never used */
+	uint32_t writes;
+	unsigned errors_in_row;
+	bool takes_discards;
+
+	/* any thread */
+	_Atomic bool refuses;    /* too many errors: takes no more */
+	_Atomic uint32_t spare;  /* segments that can be taken */
+	_Atomic uint32_t bad;    /* segments that cannot be written */
+	_Atomic uint32_t freed_list, spare_list; /* before and after the discard */
+	_Atomic uint64_t pages, bytes;
+	_Atomic uint32_t epoch;  /* of heat */
+	_Atomic uint32_t hot;    /* a segment worth lifting, or SEGMENT_NONE */
+};
+
+int disk_init(struct disk *d, const struct swap_config *cfg, struct err *e);
+void disk_fini(struct disk *d);
+
+/* Where an object lies, by its ref. */
+swap_ref_t disk_ref(uint32_t segment, uint32_t unit, uint32_t bytes);
+uint32_t disk_segment_of(swap_ref_t ref);
+uint64_t disk_offset(uint32_t segment); /* in the file */
+/* What is booked for it: its size rounded up. */
+uint32_t disk_units(swap_ref_t ref);
+bool disk_holds(const struct disk *d, swap_ref_t ref);
+void disk_extent(const struct disk *d, swap_ref_t ref, struct mm_extent *out);
+/* The object of `ref` in what was read: -EIO where there is no sound one. */
+int disk_find(const struct disk *d, swap_ref_t ref, const struct mm_read *from,
+	      struct packed *out);
+/* The same for one at `unit` of a whole segment in memory. */
+int disk_parse(const struct disk *d, uint32_t segment, uint32_t unit, const uint8_t *raw,
+	       struct packed *out);
+/* What is mixed into sums in this segment, as it was last written. */
+uint64_t disk_seal(const struct disk *d, uint32_t segment);
+
+/* A segment to write, pinned; leaves `reserve` others.  SEGMENT_NONE: none. */
+uint32_t disk_take(struct disk *d, uint32_t reserve);
+/* So many objects and units are in it from now on. */
+void disk_add(struct disk *d, uint32_t segment, uint64_t objects, uint64_t units);
+void disk_drop(struct disk *d, swap_ref_t ref);
+void disk_pin(struct disk *d, swap_ref_t ref);
+void disk_unpin(struct disk *d, uint32_t segment);
+/* How a write ended: 0 or -errno. */
+void disk_wrote(struct disk *d, uint32_t segment, int rc);
+/* Of the segments with fewer live units than that the emptiest; and what they lack. */
+uint32_t disk_emptiest(const struct disk *d, uint64_t units, uint64_t *holes);
+/* Tells the device of freed segments, a few at a time.  Put thread. */
+void disk_discard(struct disk *d);
+void disk_verify(const struct disk *d);
+
+/* ---- spill.c ------------------------------------------------------------------- */
+
+#define BATCHES 4u
+#define BATCH_OBJECTS 4096u
+#define BATCH_SOURCES 32u
+#define SPILL_BYTES (BATCHES * (SEGMENT_BYTES + BATCH_OBJECTS * sizeof(struct carried)))
+
+enum batch_state {
+	BATCH_IDLE,
+	BATCH_FILLING,
+	BATCH_WRITING,
+	BATCH_READING,
+	BATCH_READ, /* its objects are being looked at */
+};
+
+struct carried {
+	swap_ref_t from;
+	uint32_t owner;
+	uint32_t unit_and_size; /* of the ref it will have */
+};
+
+/* A segment in memory, on its way to disk or from it. */
+struct batch {
+	enum batch_state state;
+	bool is_lift;       /* READING, READ: into the pool; else to another segment */
+	bool is_spill;      /* FILLING, WRITING: some of it is from the pool */
+	uint8_t *raw;       /* [SEGMENT_BYTES] */
+	uint32_t segment;   /* of the disk, pinned */
+	uint32_t unit;      /* FILLING: filled so far; READ: looked at so far */
+	uint64_t booked;    /* units, as disk_units() has them */
+	uint32_t count;
+	struct carried *carried; /* [BATCH_OBJECTS] */
+	unsigned sources;
+	uint64_t source[BATCH_SOURCES]; /* pinned segments: the pool's, or SOURCE_DISK | */
+	struct aio_op op;
+};
+
+struct spill {
+	/* owned by the put thread; NULL and 0 without a disk */
+	struct aio *aio;
+	uint8_t *memory;
+	uint64_t memory_bytes;
+	struct batch batches[BATCHES];
+	struct batch *filling;
+	uint32_t source;      /* segment of the pool half gathered, or SEGMENT_NONE */
+	uint32_t source_unit;
+	uint32_t leaving;     /* segments of the pool gathered, and not yet written */
+	uint64_t epoch_ns;
+	_Atomic bool is_warm; /* the memory was touched since it was given back */
+};
+
+int spill_init(struct swap *s, struct err *e);
+void spill_fini(struct swap *s);
+uint64_t spill_held_bytes(const struct swap *s);
+void spill_verify(const struct swap *s);
 
 /* ---- swap.c ------------------------------------------------------------------ */
 
@@ -119,11 +395,33 @@ struct swap {
 
 	struct fill fill;
 	struct pool pool;
+	bool has_disk; /* fixed at create */
+	struct disk disk;
+	struct spill spill;
 
 	/* owned by the put thread */
 	bool was_full; /* the last put found no room */
 	void *lz4_state;
 	uint8_t out[SWAP_PACKED_MAX];
 };
+
+/* Over owner, size and data, and nothing of the place. */
+uint64_t swap_checksum(const struct packed *k);
+/* What was read from disk, and for whom. */
+struct swap_read {
+	struct mm_read from;
+	uint64_t owner;
+};
+/* As the tier's. */
+int swap_unpack(const struct swap *s, swap_ref_t ref, const struct swap_read *r, void *page);
+int swap_arrived(struct swap *s, const struct mm_extent *of, void *raw);
+
+/* May the packed object leave memory? */
+static inline bool swap_may_spill(const struct swap *s, const struct packed *k)
+{
+	(void)s;
+	(void)k;
+	return true; /* nothing in memory needs another object to be there */
+}
 
 #endif

@@ -53,54 +53,6 @@
 _Static_assert(sizeof(struct object) == 16, "an object's header is 16 bytes");
 _Static_assert(SEGMENT_UNITS == 1u << REF_UNIT_BITS, "a ref can name every unit");
 
-#define LIVE_OBJECT ((uint64_t)1 << 24) /* above the units, which need 18 bits */
-#define LIVE_PIN ((uint64_t)1 << 48)
-#define LIVE_UNITS_MASK (LIVE_OBJECT - 1)
-
-static uint32_t units_of(uint32_t bytes)
-{
-	return (uint32_t)((sizeof(struct object) + bytes + UNIT_BYTES - 1) / UNIT_BYTES);
-}
-
-/* ---- tags -------------------------------------------------------------------- */
-
-/* owner 32 | bytes 16 | check 8 | state 8, from the low end.  The two states
- * differ in every bit, so damage does not make one into the other. */
-#define TAG_LIVE ((uint64_t)0xa5)
-#define TAG_DEAD ((uint64_t)0x5a)
-#define TAG_STATE_SHIFT 56
-#define TAG_CHECK_SHIFT 48
-#define TAG_BYTES_SHIFT 32
-#define TAG_MIX 0x9e3779b97f4a7c15u /* 2^64 / the golden ratio */
-
-static uint64_t tag_make(uint32_t owner, uint32_t bytes, uint64_t state)
-{
-	uint64_t t = owner | (uint64_t)bytes << TAG_BYTES_SHIFT;
-
-	return t | t * TAG_MIX >> TAG_STATE_SHIFT << TAG_CHECK_SHIFT | state << TAG_STATE_SHIFT;
-}
-
-static uint32_t tag_bytes(uint64_t tag)
-{
-	return tag >> TAG_BYTES_SHIFT & 0xffff;
-}
-
-static uint64_t tag_state(uint64_t tag)
-{
-	return tag >> TAG_STATE_SHIFT;
-}
-
-/* As tag_make() made it, and inside a segment where it starts at `unit`. */
-static bool tag_is_sound(uint64_t tag, uint32_t unit)
-{
-	uint32_t bytes = tag_bytes(tag);
-
-	return bytes >= 1 && bytes <= SWAP_PACKED_MAX &&
-	       (tag_state(tag) == TAG_LIVE || tag_state(tag) == TAG_DEAD) &&
-	       tag == tag_make((uint32_t)tag, bytes, tag_state(tag)) &&
-	       unit + units_of(bytes) <= SEGMENT_UNITS;
-}
-
 /* ---- places ------------------------------------------------------------------ */
 
 static swap_ref_t ref_make(uint32_t segment, uint32_t unit)
@@ -113,14 +65,9 @@ static uint32_t ref_segment(swap_ref_t ref)
 	return (uint32_t)((ref.v & ~REF_PACKED) >> REF_UNIT_BITS);
 }
 
-static uint32_t ref_unit(swap_ref_t ref)
-{
-	return (uint32_t)ref.v & (SEGMENT_UNITS - 1);
-}
-
 static bool ref_is_inside(const struct pool *p, swap_ref_t ref)
 {
-	return ref.v < (uint64_t)1 << SWAP_REF_BITS && (ref.v & REF_PACKED) &&
+	return ref.v < (uint64_t)1 << SWAP_REF_BITS && ref_is_packed(ref) &&
 	       ref_segment(ref) < p->segments_max && ref_unit(ref) + units_of(1) <= SEGMENT_UNITS;
 }
 
@@ -193,7 +140,7 @@ int pool_init(struct pool *p, uint32_t segments_max, const struct mm_host *host,
 		.host = host, .segments_max = segments_max,
 		.base_bytes = segments_max * SEGMENT_BYTES,
 		.segments_bytes = whole_pages(segments_max * sizeof(struct segment)),
-		.open = SEGMENT_NONE,
+		.open = { SEGMENT_NONE, SEGMENT_NONE, SEGMENT_NONE }, .streams = 1,
 		.warm_list = SEGMENT_NONE, .cold_list = SEGMENT_NONE,
 	};
 	rc = reserve_both(p, e);
@@ -215,22 +162,22 @@ void pool_fini(struct pool *p)
 
 /* ---- lists of empty segments ------------------------------------------------- */
 
-static void push(struct pool *p, _Atomic uint32_t *list, uint32_t i)
+void segments_push(struct segment *of, _Atomic uint32_t *list, uint32_t i)
 {
 	uint32_t head = atomic_load_explicit(list, memory_order_relaxed);
 
 	do
-		p->segments[i].next = head;
+		of[i].next = head;
 	while (!atomic_compare_exchange_weak_explicit(list, &head, i, memory_order_acq_rel,
 						      memory_order_relaxed));
 }
 
-static uint32_t pop(struct pool *p, _Atomic uint32_t *list)
+uint32_t segments_pop(struct segment *of, _Atomic uint32_t *list)
 {
 	uint32_t head = atomic_load_explicit(list, memory_order_acquire);
 
 	while (head != SEGMENT_NONE &&
-	       !atomic_compare_exchange_weak_explicit(list, &head, p->segments[head].next,
+	       !atomic_compare_exchange_weak_explicit(list, &head, of[head].next,
 						      memory_order_acq_rel, memory_order_acquire))
 		;
 	return head;
@@ -246,10 +193,10 @@ static int64_t give_back(struct pool *p, uint32_t i)
 
 		counter_inc(CTR_swap_discard_failed);
 		atomic_fetch_add(&p->warm, 1);
-		push(p, &p->warm_list, i);
+		segments_push(p->segments, &p->warm_list, i);
 		return rc;
 	}
-	push(p, &p->cold_list, i);
+	segments_push(p->segments, &p->cold_list, i);
 	atomic_fetch_sub(&p->held, 1);
 	counter_add(CTR_swap_discarded_bytes, SEGMENT_BYTES);
 	return (int64_t)SEGMENT_BYTES;
@@ -257,7 +204,7 @@ static int64_t give_back(struct pool *p, uint32_t i)
 
 static uint32_t pop_warm(struct pool *p)
 {
-	uint32_t i = pop(p, &p->warm_list);
+	uint32_t i = segments_pop(p->segments, &p->warm_list);
 
 	if (i != SEGMENT_NONE)
 		atomic_fetch_sub(&p->warm, 1);
@@ -271,7 +218,7 @@ static uint32_t pop_cold(struct pool *p)
 	/* room() counted a warm segment that a drop is still about to push */
 	if (atomic_load(&p->held) >= p->segments_max)
 		return SEGMENT_NONE;
-	i = pop(p, &p->cold_list);
+	i = segments_pop(p->segments, &p->cold_list);
 	if (i == SEGMENT_NONE && p->fresh < p->segments_max)
 		i = p->fresh++;
 	if (i != SEGMENT_NONE)
@@ -281,8 +228,7 @@ static uint32_t pop_cold(struct pool *p)
 
 /* ---- pins -------------------------------------------------------------------- */
 
-/* False where a drop brought it to 0 first, and owns it. */
-static bool pin(struct segment *s)
+bool segment_pin(struct segment *s)
 {
 	uint64_t live = atomic_load_explicit(&s->live, memory_order_relaxed);
 
@@ -322,15 +268,32 @@ static uint32_t room(const struct pool *p)
 	return p->segments_max - held + atomic_load(&p->warm);
 }
 
-static int64_t close_segment(struct pool *p)
+static bool is_open(const struct pool *p, uint32_t i)
 {
-	uint32_t i = p->open;
+	return i == p->open[POOL_HOT] || i == p->open[POOL_COLD] || i == p->open[POOL_RAW];
+}
 
-	p->open = SEGMENT_NONE;
+static int64_t close_segment(struct pool *p, unsigned stream)
+{
+	uint32_t i = p->open[stream];
+
+	p->open[stream] = SEGMENT_NONE;
 	return i == SEGMENT_NONE ? 0 : unpin(p, i);
 }
 
-static int open_segment(struct pool *p)
+int64_t pool_close_all(struct pool *p)
+{
+	int64_t given = 0;
+
+	for (unsigned stream = 0; stream < POOL_STREAMS; stream++) {
+		int64_t freed = close_segment(p, stream);
+
+		given += freed > 0 ? freed : 0;
+	}
+	return given;
+}
+
+static int open_segment(struct pool *p, unsigned stream)
 {
 	uint32_t i = pop_warm(p);
 
@@ -339,59 +302,98 @@ static int open_segment(struct pool *p)
 	if (i == SEGMENT_NONE)
 		return -ENOSPC;
 	p->segments[i].used_units = 0;
+	p->segments[i].stamp = stream == POOL_HOT ? ++p->now : 0;
 	atomic_store_explicit(&p->segments[i].live, LIVE_PIN, memory_order_relaxed);
-	p->open = i;
+	p->open[stream] = i;
 	return 0;
 }
 
-/* Makes the open segment one with `units` left, and leaves room to open
- * `reserve_segments` more. */
-static int make_room(struct pool *p, uint32_t units, uint32_t reserve_segments)
-{
-	if (room(p) < reserve_segments)
-		return -ENOSPC;
-	if (p->open != SEGMENT_NONE) {
-		struct segment *s = &p->segments[p->open];
+/* How something is to be appended. */
+struct appending {
+	enum pool_stream stream;
+	uint32_t reserve_segments; /* to be left that could still be opened */
+	uint32_t stamp;            /* not before this is it cold */
+};
 
-		if (is_empty(s))
-			s->used_units = 0;
-		if (s->used_units + units <= SEGMENT_UNITS)
-			return 0;
-		/* Also where no other can be opened: a segment that has to be
-		 * cleaned must not be the open one. */
-		close_segment(p);
-	}
-	return room(p) > reserve_segments ? open_segment(p) : -ENOSPC;
+/* The stream's segment has `units` left; else it is closed.  That also where no other
+ * can be opened: a segment that has to be cleaned must not be an open one. */
+static bool has_room(struct pool *p, unsigned stream, uint32_t units)
+{
+	struct segment *s;
+
+	if (p->open[stream] == SEGMENT_NONE)
+		return false;
+	s = &p->segments[p->open[stream]];
+	if (is_empty(s))
+		s->used_units = 0;
+	if (s->used_units + units <= SEGMENT_UNITS)
+		return true;
+	close_segment(p, stream);
+	return false;
 }
 
-static int append(struct pool *p, const struct packed *src, uint32_t reserve_segments,
+/* Finds an open segment with `units` left: the stream's, a new one where that leaves
+ * the reserve, or another stream's.  SEGMENT_NONE: there is none. */
+static uint32_t make_room(struct pool *p, uint32_t units, const struct appending *how)
+{
+	unsigned stream = p->streams > 1 ? how->stream : 0;
+
+	if (room(p) < how->reserve_segments)
+		return SEGMENT_NONE;
+	if (has_room(p, stream, units))
+		return p->open[stream];
+	if (room(p) > how->reserve_segments && !open_segment(p, stream))
+		return p->open[stream];
+	for (unsigned other = 0; other < p->streams; other++)
+		if (has_room(p, other, units))
+			return p->open[other];
+	return SEGMENT_NONE;
+}
+
+static int append(struct pool *p, const struct packed *src, const struct appending *how,
 		  swap_ref_t *ref)
 {
-	uint32_t units = units_of(src->bytes);
-	int rc = make_room(p, units, reserve_segments);
+	uint32_t units = units_of(src->bytes), i = make_room(p, units, how);
 	struct segment *s;
 	struct object *o;
 
-	VERIFY(src->bytes >= 1 && src->bytes <= SWAP_PACKED_MAX);
-	if (rc)
-		return rc;
-	s = &p->segments[p->open];
-	o = object_at(p, p->open, s->used_units);
+	VERIFY(src->bytes >= 1 && src->bytes <= OBJECT_BYTES_MAX);
+	if (i == SEGMENT_NONE)
+		return -ENOSPC;
+	s = &p->segments[i];
+	o = object_at(p, i, s->used_units);
 	o->sum = src->sum;
 	memcpy(o->data, src->data, src->bytes);
 	atomic_store_explicit(&o->tag, tag_make(src->owner, src->bytes, TAG_LIVE),
 			      memory_order_relaxed);
-	*ref = ref_make(p->open, s->used_units);
+	*ref = ref_make(i, s->used_units);
 	s->used_units += units;
+	if (s->stamp < how->stamp)
+		s->stamp = how->stamp;
 	atomic_fetch_add_explicit(&s->live, LIVE_OBJECT + units, memory_order_relaxed);
 	atomic_fetch_add_explicit(&p->pages, 1, memory_order_relaxed);
 	atomic_fetch_add_explicit(&p->bytes, units * UNIT_BYTES, memory_order_relaxed);
 	return 0;
 }
 
-int pool_append(struct pool *p, const struct packed *src, swap_ref_t *ref)
+int pool_append(struct pool *p, const struct packed *src, enum pool_stream stream,
+		swap_ref_t *ref)
 {
-	return append(p, src, 1, ref);
+	return append(p, src, &(struct appending){ .stream = stream, .reserve_segments = 1 }, ref);
+}
+
+uint64_t pool_fits(const struct pool *p)
+{
+	uint32_t openable = room(p);
+
+	/* the end of each segment may be too short for one more */
+	return openable > 1 ? (openable - 1) * (uint64_t)(SEGMENT_UNITS /
+							  units_of(OBJECT_BYTES_MAX) - 1) : 0;
+}
+
+uint32_t pool_room(const struct pool *p)
+{
+	return room(p);
 }
 
 /* ---- finding and dropping ---------------------------------------------------- */
@@ -446,7 +448,8 @@ static bool is_victim(const struct pool *p, uint32_t i, uint64_t *live_units)
 	uint64_t live = atomic_load_explicit(&s->live, memory_order_relaxed);
 
 	*live_units = live & LIVE_UNITS_MASK;
-	return live && i != p->open && !s->is_spoiled && *live_units < s->used_units;
+	return live && !is_open(p, i) && !s->is_spoiled && !s->carried &&
+	       *live_units < s->used_units;
 }
 
 /* The emptiest, or SEGMENT_NONE. */
@@ -465,24 +468,26 @@ static uint32_t choose_victim(const struct pool *p)
 }
 
 /* Takes back what was just appended, which nobody knows of: not even a hole. */
-static void unappend(struct pool *p, swap_ref_t ref)
+void pool_unappend(struct pool *p, swap_ref_t ref)
 {
-	VERIFY(ref_segment(ref) == p->open);
+	VERIFY(is_open(p, ref_segment(ref)));
 	pool_drop(p, ref);
-	p->segments[p->open].used_units = ref_unit(ref);
+	p->segments[ref_segment(ref)].used_units = ref_unit(ref);
 }
 
 /* -ENOSPC, or 0: moved, or not wanted any more.  Where the owner says so before it
  * drops the object, that stays where it is until it does. */
 static int move_object(struct pool *p, swap_ref_t from, const struct pool_cleaning *c)
 {
+	const struct appending how = { .stream = POOL_COLD,
+				       .stamp = p->segments[ref_segment(from)].stamp };
 	struct packed src;
 	swap_ref_t to;
 	int rc;
 
 	if (pool_find(p, from, &src))
 		return 0; /* dropped just now */
-	rc = append(p, &src, 0, &to);
+	rc = append(p, &src, &how, &to);
 	if (rc)
 		return rc;
 	if (c->move(c->move_ctx, src.owner, from, to)) {
@@ -490,7 +495,7 @@ static int move_object(struct pool *p, swap_ref_t from, const struct pool_cleani
 		pool_drop(p, from);
 	} else {
 		counter_inc(CTR_swap_move_refused);
-		unappend(p, to);
+		pool_unappend(p, to);
 	}
 	return 0;
 }
@@ -534,8 +539,9 @@ static bool wants_cleaning(const struct pool *p, unsigned slack_pct)
 
 	if (room(p) == 0)
 		return true; /* the reserve has to come back, however few the holes */
-	if (p->open != SEGMENT_NONE)
-		used -= SEGMENT_BYTES - p->segments[p->open].used_units * UNIT_BYTES;
+	for (unsigned i = 0; i < p->streams; i++)
+		if (p->open[i] != SEGMENT_NONE)
+			used -= SEGMENT_BYTES - p->segments[p->open[i]].used_units * UNIT_BYTES;
 	return used > live && (used - live) * 100 > slack_pct * held;
 }
 
@@ -547,9 +553,16 @@ static int64_t clean_one(struct pool *p, const struct pool_cleaning *c, uint64_t
 	int64_t freed;
 	int rc;
 
+	/* several may be open, and all holes in those */
+	if (i == SEGMENT_NONE && p->streams > 1 && room(p) == 0) {
+		freed = pool_close_all(p);
+		if (freed)
+			return freed;
+		i = choose_victim(p);
+	}
 	if (i == SEGMENT_NONE)
 		return 0;
-	if (!pin(&p->segments[i]))
+	if (!segment_pin(&p->segments[i]))
 		return 0; /* emptied by a drop just now */
 	rc = empty_segment(p, i, c, left_bytes);
 	freed = unpin(p, i);
@@ -571,6 +584,20 @@ static int64_t retry_warm(struct pool *p)
 	return given ? given : freed;
 }
 
+static int64_t close_empty(struct pool *p)
+{
+	int64_t given = 0;
+
+	for (unsigned i = 0; i < p->streams; i++) {
+		int64_t freed = 0;
+
+		if (p->open[i] != SEGMENT_NONE && is_empty(&p->segments[p->open[i]]))
+			freed = close_segment(p, i);
+		given += freed > 0 ? freed : 0;
+	}
+	return given;
+}
+
 int64_t pool_clean(struct pool *p, const struct pool_cleaning *c)
 {
 	uint64_t left_bytes = c->budget_bytes;
@@ -580,10 +607,7 @@ int64_t pool_clean(struct pool *p, const struct pool_cleaning *c)
 		rc = freed;
 	else
 		given = freed;
-	if (p->open != SEGMENT_NONE && is_empty(&p->segments[p->open])) {
-		freed = close_segment(p);
-		given += freed > 0 ? freed : 0;
-	}
+	given += close_empty(p);
 	while (wants_cleaning(p, c->slack_pct)) {
 		freed = clean_one(p, c, &left_bytes);
 		if (freed <= 0) {
@@ -595,13 +619,80 @@ int64_t pool_clean(struct pool *p, const struct pool_cleaning *c)
 	return given ? given : rc;
 }
 
+/* ---- on the way to disk -------------------------------------------------------- */
+
+uint32_t pool_coldest(const struct pool *p)
+{
+	uint32_t best = SEGMENT_NONE;
+
+	for (uint32_t i = 0; i < p->fresh; i++) {
+		const struct segment *s = &p->segments[i];
+
+		if (!atomic_load_explicit(&s->live, memory_order_relaxed) || is_open(p, i) ||
+		    s->is_spoiled || s->carried)
+			continue;
+		if (best == SEGMENT_NONE || s->stamp < p->segments[best].stamp)
+			best = i;
+	}
+	return best;
+}
+
+bool pool_carry(struct pool *p, uint32_t i)
+{
+	if (!segment_pin(&p->segments[i]))
+		return false;
+	p->segments[i].carried++;
+	return true;
+}
+
+void pool_uncarry(struct pool *p, uint32_t i)
+{
+	VERIFY(p->segments[i].carried > 0);
+	p->segments[i].carried--;
+	unpin(p, i);
+}
+
+int pool_next(struct pool *p, uint32_t i, uint32_t *unit, swap_ref_t *ref, struct packed *out)
+{
+	struct segment *s = &p->segments[i];
+
+	while (*unit < s->used_units) {
+		struct object *o = object_at(p, i, *unit);
+		uint64_t tag = atomic_load_explicit(&o->tag, memory_order_relaxed);
+
+		if (!tag_is_sound(tag, *unit)) {
+			counter_inc(CTR_swap_bad_object);
+			s->is_spoiled = true;
+			return -EIO;
+		}
+		*ref = ref_make(i, *unit);
+		*unit += units_of(tag_bytes(tag));
+		if (tag_state(tag) == TAG_DEAD)
+			continue;
+		*out = (struct packed){ .owner = (uint32_t)tag, .bytes = tag_bytes(tag),
+					.sum = o->sum, .data = o->data };
+		return 1;
+	}
+	return 0;
+}
+
+int pool_forward(struct pool *p, swap_ref_t ref, const struct pool_cleaning *c)
+{
+	return move_object(p, ref, c);
+}
+
+void pool_touch(struct pool *p, uint32_t i)
+{
+	p->segments[i].stamp = ++p->now;
+}
+
 /* ---- verify ------------------------------------------------------------------ */
 
 /* What the live word should be, from the objects themselves. */
 static uint64_t walk(const struct pool *p, uint32_t i)
 {
 	const struct segment *s = &p->segments[i];
-	uint64_t live = i == p->open ? LIVE_PIN : 0;
+	uint64_t live = (is_open(p, i) + (uint64_t)s->carried) * LIVE_PIN;
 	uint32_t unit = 0;
 
 	while (unit < s->used_units) {

@@ -38,18 +38,31 @@ static uint64_t fixed_table_bytes(void)
 	return sizeof(struct swap) + (uint64_t)LZ4_sizeofState();
 }
 
-/* Without a cap the pool may take as much as the pages themselves would: more
- * could only be holes. */
-static uint64_t segments_for(const struct swap_config *cfg)
+/* Beside the pool: of the swap file. */
+static uint64_t disk_bytes(const struct swap *s)
 {
-	uint64_t most = cfg->max_pages * PAGE_BYTES / SEGMENT_BYTES + POOL_SEGMENTS_MIN;
+	return s->has_disk ? s->disk.segments_bytes + SPILL_BYTES : 0;
+}
+
+static uint64_t segments_min(const struct swap_config *cfg)
+{
+	return cfg->disk ? POOL_SEGMENTS_MIN_DISK : POOL_SEGMENTS_MIN;
+}
+
+/* Without a cap the pool may take as much as the pages themselves would, packed not at
+ * all: more could only be holes. */
+static uint64_t segments_for(const struct swap_config *cfg, uint64_t other_bytes)
+{
+	uint64_t each = units_of(OBJECT_BYTES_MAX) * UNIT_BYTES;
+	uint64_t most = cfg->max_pages * each / SEGMENT_BYTES + segments_min(cfg);
 	uint64_t capped;
 
+	other_bytes += fixed_table_bytes();
 	if (!cfg->cap_bytes)
 		return most;
-	if (cfg->cap_bytes < fixed_table_bytes())
+	if (cfg->cap_bytes < other_bytes)
 		return 0;
-	capped = pool_segments_in(cfg->cap_bytes - fixed_table_bytes());
+	capped = pool_segments_in(cfg->cap_bytes - other_bytes);
 	return capped < most ? capped : most;
 }
 
@@ -63,11 +76,29 @@ static int check_config(const struct swap_config *cfg, struct err *e)
 	if (cfg->acceleration < 0 || cfg->acceleration > ACCELERATION_MAX)
 		return err_set(e, -EINVAL, "swap: acceleration %d asked, must be 1 to %d",
 			       cfg->acceleration, ACCELERATION_MAX);
-	if (segments_for(cfg) < POOL_SEGMENTS_MIN)
+	if (!cfg->disk && segments_for(cfg, 0) < POOL_SEGMENTS_MIN)
 		return err_set(e, -EINVAL, "swap: cap of %s asked, the least is %u MiB and tables",
 			       size_format(asked, sizeof(asked), cfg->cap_bytes),
 			       POOL_SEGMENTS_MIN);
 	return 0;
+}
+
+/* Its table is in the cap, and known only once it is open. */
+static int init_disk(struct swap *s, const struct swap_config *cfg, struct err *e)
+{
+	char asked[32], least[32];
+	int rc;
+
+	if (!cfg->disk)
+		return 0;
+	s->has_disk = true;
+	rc = disk_init(&s->disk, cfg, e);
+	if (rc || segments_for(cfg, disk_bytes(s)) >= POOL_SEGMENTS_MIN_DISK)
+		return rc;
+	return err_set(e, -EINVAL, "swap: cap of %s asked, the least with %s is %s",
+		       size_format(asked, sizeof(asked), cfg->cap_bytes), cfg->disk->path,
+		       size_format(least, sizeof(least), disk_bytes(s) + fixed_table_bytes() +
+				   (POOL_SEGMENTS_MIN_DISK + 1) * SEGMENT_BYTES));
 }
 
 static int init(struct swap *s, const struct swap_config *cfg, struct err *e)
@@ -80,10 +111,17 @@ static int init(struct swap *s, const struct swap_config *cfg, struct err *e)
 	s->lz4_state = malloc((size_t)LZ4_sizeofState());
 	if (!s->lz4_state)
 		return err_sys(e, -ENOMEM, "swap: no memory for the compressor");
-	rc = pool_init(&s->pool, (uint32_t)segments_for(cfg),
+	rc = init_disk(s, cfg, e);
+	s->cfg.disk = NULL; /* the caller's */
+	if (rc)
+		return rc;
+	rc = pool_init(&s->pool, (uint32_t)segments_for(cfg, disk_bytes(s)),
 		       cfg->host ? cfg->host : &mm_host_linux, e);
-	s->table_bytes = fixed_table_bytes() + s->pool.segments_bytes;
-	return rc;
+	s->table_bytes = fixed_table_bytes() + s->pool.segments_bytes + s->disk.segments_bytes;
+	if (rc || !s->has_disk)
+		return rc;
+	s->pool.streams = POOL_STREAMS;
+	return spill_init(s, e);
 }
 
 int swap_create(struct swap **out, const struct swap_config *cfg, struct err *e)
@@ -113,6 +151,8 @@ void swap_destroy(struct swap **s)
 	*s = NULL;
 	if (!old)
 		return;
+	spill_fini(old);
+	disk_fini(&old->disk);
 	pool_fini(&old->pool);
 	free(old->lz4_state);
 	free(old);
@@ -120,11 +160,28 @@ void swap_destroy(struct swap **s)
 
 /* ---- put --------------------------------------------------------------------- */
 
-static uint64_t checksum(const struct packed *k)
+uint64_t swap_checksum(const struct packed *k)
 {
 	uint64_t who = k->owner | (uint64_t)k->bytes << 32;
 
 	return XXH3_64bits(k->data, k->bytes) ^ who * ODD_MIX;
+}
+
+/* A page that does not pack is worth keeping only to take it to disk. */
+static bool takes_raw(const struct swap *s)
+{
+	return s->has_disk && !atomic_load(&s->disk.refuses) && atomic_load(&s->disk.spare) > 1;
+}
+
+static int append(struct swap *s, struct packed *k, swap_ref_t *ref)
+{
+	bool is_raw = k->bytes == PAGE_BYTES;
+	int rc;
+
+	k->sum = swap_checksum(k);
+	rc = pool_append(&s->pool, k, is_raw ? POOL_RAW : POOL_HOT, ref);
+	counter_inc(rc ? CTR_swap_no_room : is_raw ? CTR_swap_raw : CTR_swap_puts);
+	return rc;
 }
 
 static int put_packed(struct swap *s, uint64_t owner, const void *page, swap_ref_t *ref)
@@ -132,17 +189,14 @@ static int put_packed(struct swap *s, uint64_t owner, const void *page, swap_ref
 	struct packed k = { .owner = (uint32_t)owner, .data = s->out };
 	int n = LZ4_compress_fast_extState(s->lz4_state, page, (char *)s->out, (int)PAGE_BYTES,
 					   (int)sizeof(s->out), s->cfg.acceleration);
-	int rc;
 
-	if (n <= 0) {
+	if (n <= 0 && !takes_raw(s)) {
 		counter_inc(CTR_swap_incompressible);
 		return -E2BIG;
 	}
-	k.bytes = (uint32_t)n;
-	k.sum = checksum(&k);
-	rc = pool_append(&s->pool, &k, ref);
-	counter_inc(rc ? CTR_swap_no_room : CTR_swap_puts);
-	return rc;
+	k.bytes = n > 0 ? (uint32_t)n : OBJECT_BYTES_MAX;
+	k.data = n > 0 ? s->out : page;
+	return append(s, &k, ref);
 }
 
 int swap_put(struct swap *s, uint64_t owner, const void *page, swap_ref_t *ref)
@@ -158,11 +212,6 @@ int swap_put(struct swap *s, uint64_t owner, const void *page, swap_ref_t *ref)
 }
 
 /* ---- get and drop ------------------------------------------------------------ */
-
-static bool is_packed(swap_ref_t ref)
-{
-	return (ref.v & REF_PACKED) != 0;
-}
 
 static int get_filled(const struct swap *s, swap_ref_t ref, void *page)
 {
@@ -180,6 +229,21 @@ static int get_filled(const struct swap *s, swap_ref_t ref, void *page)
 	return 0;
 }
 
+/* The object's bytes are those that were put. */
+static int open_packed(const struct packed *k, void *page)
+{
+	if (swap_checksum(k) != k->sum)
+		return -EIO;
+	if (k->bytes == PAGE_BYTES) {
+		memcpy(page, k->data, PAGE_BYTES);
+		return 0;
+	}
+	/* What LZ4 makes of sound bytes is a page; the test after it costs nothing,
+	 * and is all there is against a compressor gone wrong. */
+	return LZ4_decompress_safe((const char *)k->data, page, (int)k->bytes, (int)PAGE_BYTES) ==
+		       (int)PAGE_BYTES ? 0 : -EIO;
+}
+
 static int get_packed(const struct swap *s, swap_ref_t ref, uint64_t owner, void *page)
 {
 	struct packed k;
@@ -188,34 +252,73 @@ static int get_packed(const struct swap *s, swap_ref_t ref, uint64_t owner, void
 		counter_inc(CTR_swap_bad_object);
 		return -EIO;
 	}
-	/* What LZ4 makes of sound bytes is a page; the test after it costs nothing,
-	 * and is all there is against a compressor gone wrong. */
-	if (checksum(&k) != k.sum ||
-	    LZ4_decompress_safe((const char *)k.data, page, (int)k.bytes, (int)PAGE_BYTES) !=
-		    (int)PAGE_BYTES) {
+	if (open_packed(&k, page)) {
 		counter_inc(CTR_swap_bad_checksum);
 		return -EIO;
 	}
 	return 0;
 }
 
+int swap_unpack(const struct swap *s, swap_ref_t ref, const struct swap_read *r, void *page)
+{
+	struct packed k;
+	bool is_found = !disk_find(&s->disk, ref, &r->from, &k) && k.owner == r->owner;
+
+	if (is_found && !open_packed(&k, page))
+		return 0;
+	counter_inc(is_found ? CTR_swap_bad_checksum : CTR_swap_bad_object);
+	counter_inc(CTR_swap_disk_bad);
+	return -EIO;
+}
+
+int swap_arrived(struct swap *s, const struct mm_extent *of, void *raw)
+{
+	struct crypt_blocks b = { raw, of->offset / MM_BLOCK_BYTES,
+				  of->bytes / (uint32_t)MM_BLOCK_BYTES };
+
+	return s->disk.crypt ? crypt_unseal(s->disk.crypt, &b) : 0;
+}
+
+/* Three blocks are the most that one object can touch. */
+static int get_disk(struct swap *s, swap_ref_t ref, uint64_t owner, void *page)
+{
+	_Alignas(PAGE_BYTES) uint8_t raw[3 * PAGE_BYTES];
+	struct swap_read r = { .owner = owner, .from.raw = raw };
+	int64_t got;
+
+	if (!s->has_disk || !disk_holds(&s->disk, ref)) {
+		counter_inc(CTR_swap_bad_object);
+		return -EIO;
+	}
+	disk_extent(&s->disk, ref, &r.from.of);
+	VERIFY(r.from.of.bytes <= sizeof(raw));
+	got = s->disk.host->pread(r.from.of.fd, raw, r.from.of.bytes, (int64_t)r.from.of.offset);
+	if (got != (int64_t)r.from.of.bytes || swap_arrived(s, &r.from.of, raw))
+		return -EIO;
+	return swap_unpack(s, ref, &r, page);
+}
+
 int swap_get(struct swap *s, swap_ref_t ref, uint64_t owner, void *page)
 {
 	counter_inc(CTR_swap_gets);
-	return is_packed(ref) ? get_packed(s, ref, owner, page) : get_filled(s, ref, page);
+	if (ref_is_packed(ref))
+		return get_packed(s, ref, owner, page);
+	return ref_is_disk(ref) ? get_disk(s, ref, owner, page) : get_filled(s, ref, page);
 }
 
 void swap_drop(struct swap *s, swap_ref_t ref)
 {
-	if (is_packed(ref))
+	if (ref_is_packed(ref))
 		pool_drop(&s->pool, ref);
+	else if (ref_is_disk(ref))
+		disk_drop(&s->disk, ref);
 	else
 		fill_drop(&s->fill, ref);
 }
 
 bool swap_is_filled(const struct swap *s, swap_ref_t ref, uint64_t *value)
 {
-	return !is_packed(ref) && fill_value(&s->fill, ref, value);
+	return !ref_is_packed(ref) && !ref_is_disk(ref) && fill_value(&s->fill, ref, value);
 }
 
 /* ---- cleaning and counts ----------------------------------------------------- */
@@ -227,6 +330,11 @@ int64_t swap_clean(struct swap *s, unsigned slack_pct, uint64_t budget_bytes)
 
 	VERIFY(c.move);
 	return pool_clean(&s->pool, &c);
+}
+
+static uint64_t disk_used_segments(const struct swap *s)
+{
+	return s->disk.segments_max - atomic_load(&s->disk.spare);
 }
 
 /* While others work, packed bytes may be read a moment before or after the
@@ -242,8 +350,13 @@ void swap_stats(const struct swap *s, struct swap_stats *out)
 		.packed_bytes = packed,
 		.hole_bytes = segments > packed ? segments - packed : 0,
 		.table_bytes = s->table_bytes,
-		.held_bytes = segments + s->table_bytes,
+		.batch_bytes = spill_held_bytes(s),
+		.disk_pages = atomic_load(&s->disk.pages),
+		.disk_bytes = atomic_load(&s->disk.bytes),
+		.disk_used_bytes = disk_used_segments(s) * SEGMENT_BYTES,
+		.disk_size_bytes = s->disk.segments_max * SEGMENT_BYTES,
 	};
+	out->held_bytes = segments + out->table_bytes + out->batch_bytes;
 }
 
 void swap_verify(struct swap *s)
@@ -252,7 +365,12 @@ void swap_verify(struct swap *s)
 
 	fill_verify(&s->fill);
 	pool_verify(&s->pool);
+	if (s->has_disk) {
+		disk_verify(&s->disk);
+		spill_verify(s);
+	}
 	swap_stats(s, &st);
-	VERIFY(st.packed_bytes + st.hole_bytes + st.table_bytes == st.held_bytes);
+	VERIFY(st.packed_bytes + st.hole_bytes + st.table_bytes + st.batch_bytes ==
+	       st.held_bytes);
 	VERIFY(!s->cfg.cap_bytes || st.held_bytes <= s->cfg.cap_bytes);
 }

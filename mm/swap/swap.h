@@ -1,9 +1,13 @@
 /*
- * mm/swap/: pages that left guest RAM, kept small.
+ * mm/swap/: pages that left guest RAM, kept small, and on disk.
  *
  *   fill.c   pages that are one 8-byte pattern throughout: a row in a table
  *   log.c    the pool: segments of 1 MiB, appended to, cleaned, given back
- *   swap.c   the two together: compress, checksum, put, get, drop
+ *   swap.c   all of them together: compress, checksum, put, get, drop
+ *   file.c   the swap file: whose it is, its space
+ *   disk.c   its segments: which are free, what is live, where an object is
+ *   crypt.c  its encryption
+ *   spill.c  between pool and file: batches down, cleaning, up
  *   tier.c   all of it as the tier of a memory engine
  *
  * A page's way:
@@ -11,6 +15,7 @@
  *   frozen page --swap_put()--> same-filled? --yes--> a row of the pattern table
  *                                    |no
  *                                    `--LZ4--> appended to the open segment
+ *   coldest segments --swap_spill(), swap_room(), swap_tidy()--> the swap file
  *   ref --swap_get()--> checksum --> the page's bytes      ref --swap_drop()--> gone
  *
  * The pool is a log and not size classes: an object takes the bytes it needs and a
@@ -19,7 +24,10 @@
  * holes; swap_clean() moves what is left of the emptiest segments to the end and
  * gives those segments' memory back.
  *
- * Threads: swap_put() and swap_clean() from one thread at a time (the reclaimer).
+ * A page that does not pack is refused, or, with a disk, put whole: it goes there first.
+ *
+ * Threads: swap_put(), swap_clean() and what waits for the disk from one thread at a
+ * time (the reclaimer).
  * swap_get() and swap_drop() from any threads, at the same time as each other and
  * as those two.  A ref must be live for as long as a call uses it: whoever owns
  * the page serialises get, drop and `move` of one ref (in the engine: the lock of
@@ -29,7 +37,9 @@
  *  I1  swap_get() returns the bytes that were put, or an error.  Never others.
  *  I2  A live object is in exactly one place, and its segment is not given back.
  *  I3  held_bytes counts all memory the pool has from the host: objects, headers,
- *      holes, tables.  It never exceeds the cap.
+ *      holes, tables, batches on their way to disk.  It never exceeds the cap.
+ *  I4  A page is on disk from the moment its owner was moved there, which is after its
+ *      write has ended; until then it is in the pool.
  */
 #ifndef BRIM_MM_SWAP_H
 #define BRIM_MM_SWAP_H
@@ -42,14 +52,23 @@ struct swap;
 typedef struct { uint64_t v; } swap_ref_t;
 #define SWAP_REF_BITS 48
 
-/* swap_clean() has copied the page `owner` from `from` to `to`: take note, and say
- * true: `from` is then swap's to drop.  Or false where the owner no longer has
+/* swap_clean(), or one of those that move pages to disk and back, has copied the page
+ * `owner` from `from` to `to`: take note, and say true: `from` is then swap's to drop.
+ * (Where `to` is `from` it is only asked whether the owner has it there still.)  Or false where the owner no longer has
  * `from`: the copy is forgotten, and `from` stays the owner's to drop, if it has not
  * done so already.  May lock; the one call back into swap it may make is
  * swap_drop(from), before it says false. */
 typedef bool swap_move_fn(void *ctx, uint64_t owner, swap_ref_t from, swap_ref_t to);
 
 #define SWAP_CAP_MIN_BYTES (2 * MiB + 64 * KiB) /* two segments and their tables */
+
+/* Where what is coldest goes: a file, or a block device. */
+struct swap_disk_config {
+	const char *path;
+	uint64_t size_bytes; /* 0: 9/8 of all pages; of a device: all of it */
+	bool encrypt;        /* with a key of this boot */
+	bool force;          /* overwrites what is not brim's */
+};
 
 struct swap_config {
 	uint64_t max_pages;  /* pages that can be in it at once: the VM's RAM */
@@ -60,16 +79,19 @@ struct swap_config {
 	const struct mm_host *host; /* NULL: mm_host_linux */
 	swap_move_fn *move; /* needed by swap_clean() */
 	void *move_ctx;
+	const struct swap_disk_config *disk; /* NULL: none; not kept */
 };
 
-/* Errors: -EINVAL a setting out of range, -ENOMEM. */
+/* Errors: -EINVAL a setting out of range, -ENOMEM.  With a disk: -ENOSPC where its file
+ * system has no room for it, -EBUSY where another VM has it, -EEXIST where it is not
+ * ours, and what the system calls say. */
 int swap_create(struct swap **out, const struct swap_config *cfg, struct err *e);
 /* Whatever is still in it is lost. */
 void swap_destroy(struct swap **s);
 
 /* Takes the 4 KiB at `page`, which nobody changes meanwhile, for page number
  * `owner` (below max_pages).  0 and *ref; -E2BIG: does not get smaller than
- * SWAP_PACKED_MAX, so keep it where it is; -ENOSPC: no room under the cap, even
+ * SWAP_PACKED_MAX, and no disk takes it whole, so keep it where it is; -ENOSPC: no room under the cap, even
  * after what can be reused was reused: swap_clean(), which put does not call since
  * that may need the caller's locks, makes room where there are holes.  5 us. */
 int swap_put(struct swap *s, uint64_t owner, const void *page, swap_ref_t *ref);
@@ -77,7 +99,8 @@ int swap_put(struct swap *s, uint64_t owner, const void *page, swap_ref_t *ref);
 
 /* Writes the page's PAGE_BYTES to `page`.  -EIO, and a count of swap_bad_checksum
  * or swap_bad_object, where the object is damaged or not owner's: `page` is then
- * undefined, and the VM cannot go on.  Does not drop the ref.  1 us; takes no lock. */
+ * undefined, and the VM cannot go on.  Does not drop the ref.  1 us, takes no lock; from
+ * disk it waits for the disk (the engine reads by itself: struct mm_tier). */
 int swap_get(struct swap *s, swap_ref_t ref, uint64_t owner, void *page);
 
 /* Takes no lock.  The drop of the last object in a segment gives the segment's
@@ -102,13 +125,27 @@ struct swap_stats {
 	uint64_t packed_bytes;  /* live objects with their headers */
 	uint64_t hole_bytes;    /* in segments, but dropped or never used */
 	uint64_t table_bytes;   /* segment and pattern tables */
-	uint64_t held_bytes;    /* packed + holes + tables: what it costs the host */
+	uint64_t batch_bytes;   /* on their way to disk or from it; 0 at rest */
+	uint64_t held_bytes;    /* all of these: what it costs the host's memory */
+	uint64_t disk_pages;
+	uint64_t disk_bytes;      /* live objects, each rounded up to 64 bytes */
+	uint64_t disk_used_bytes; /* segments that are in use, or bad */
+	uint64_t disk_size_bytes; /* all segments */
 };
 void swap_stats(const struct swap *s, struct swap_stats *out);
+
+/* Only with a disk, and from the thread that puts; they wait for it where they must.
+ * swap_room(): so many pages that fit now, at most `pages`.  swap_spill(): moves the
+ * coldest to disk; the bytes by which held_bytes fell.  swap_tidy(): a bounded step of
+ * what is done in the background, and does not wait. */
+uint64_t swap_room(struct swap *s, uint64_t pages);
+uint64_t swap_spill(struct swap *s, uint64_t bytes);
+void swap_tidy(struct swap *s);
 
 /* The pool as an engine's tier; the context is the struct swap.  swap_attach() before
  * the engine takes its first page: the cleaner then tells it what moved. */
 extern const struct mm_tier swap_tier;
+extern const struct mm_tier swap_tier_disk; /* for a swap with a disk */
 void swap_attach(struct swap *s, struct engine *e);
 
 /* Checks every count against what the segments hold; for tests, when nobody else

@@ -769,7 +769,7 @@ Test(swap, swap_clean_move_refused_object_gone)
 	for (unsigned i = 0; i < n; i++)
 		left += sh->ref[i].v != 0;
 	cr_assert_eq(stats().packed_pages, left);
-	open = &sh->s->pool.segments[sh->s->pool.open];
+	open = &sh->s->pool.segments[sh->s->pool.open[POOL_HOT]];
 	cr_assert_eq(open->live & 0xffffff, open->used_units, "a refused copy leaves no hole");
 	check_all();
 	end();
