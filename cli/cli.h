@@ -117,9 +117,9 @@ const struct cmd *command_find(const char *name);
 /* ---- arguments --------------------------------------------------------------- */
 
 struct run_args {
-	const char *kernel, *initrd, *cmdline, *name;
+	const char *kernel, *initrd, *cmdline, *name, *swap;
 	struct text_list disks, nets, append, balloon;
-	uint64_t memory_bytes, limit_bytes, cpus, stop_timeout_s;
+	uint64_t memory_bytes, limit_bytes, pool_cap_bytes, cpus, stop_timeout_s;
 	unsigned hugepages;
 	bool console, detach, no_reboot, allow_emulated, dry_run;
 };
@@ -202,6 +202,7 @@ int spec_build(const struct run_args *a, json_t **config, struct err *e);
 int spec_place(json_t *config, const struct vm_paths *p, struct err *e);
 
 int spec_disk(const char *text, json_t **disk, struct err *e);
+int spec_swap(const char *text, json_t **swap, struct err *e);
 int spec_net(const char *text, json_t **net, struct err *e);
 int spec_balloon(const struct text_list *items, json_t **balloon, struct err *e);
 

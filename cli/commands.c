@@ -112,6 +112,17 @@ static const struct opt run_opts[] = {
 	{ .name = "limit", .type = OPT_SIZE, .arg = "SIZE", .min = VM_LIMIT_MIN_BYTES, RUN_AT(limit_bytes),
 	  .help = "the most of the host's memory that the guest's may take (at least 16M); what exceeds it "
 		  "is packed: see `brim limit --help`" },
+	{ .name = "pool-cap", .type = OPT_SIZE, .arg = "SIZE", .min = VM_POOL_CAP_MIN_BYTES,
+	  RUN_AT(pool_cap_bytes),
+	  .help = "the most of the host's memory that packed pages may take (at least 16M); with --swap "
+		  "the coldest go there, else no more pages are taken" },
+	{ .name = "swap", .type = OPT_TEXT, .arg = "PATH[,size=SIZE][,encrypt][,force]", .comp = COMP_FILE,
+	  RUN_AT(swap),
+	  .help = "where packed pages go that are coldest, or do not pack: a file of this VM alone, made if "
+		  "it is not there, or a block device. `size`: nine eighths of --memory unless given, "
+		  "reserved at once; `encrypt`: with a key that nobody knows and that ends with the VM; "
+		  "`force`: also where there is something else, which is lost. A comma in PATH is written "
+		  "twice" },
 	{ .name = "cpus", .letter = 'c', .type = OPT_UINT, .arg = "N", .def = "1", .min = 1,
 	  .max = VM_MAX_CPUS, RUN_AT(cpus), .help = "how many processors the guest has" },
 	{ .name = "append", .letter = 'a', .type = OPT_LIST, .arg = "TEXT", RUN_AT(append),
@@ -191,6 +202,8 @@ EXAMPLES(run_examples,
 	{ "brim run -k vmlinuz -i initrd.img", "boot, with the console here" },
 	{ "brim run -k vmlinuz -i initrd.img -m 24G -c 4 --disk root.img --append root=/dev/vda "
 	  "--name web1 --detach", "a server, in the background" },
+	{ "brim run -k vmlinuz -i initrd.img -m 8G --limit 1G --swap /srv/web1.swap,encrypt",
+	  "8 GiB of which 1 GiB is memory" },
 	{ "brim run -k vmlinuz --disk base.img,ro --net tap=tap0 --dry-run", "what would be started" });
 EXAMPLES(ps_examples,
 	{ "brim ps", "all VMs" },

@@ -209,6 +209,92 @@ static int check_shared_disk(const json_t *disks, const json_t *disk, struct err
 	return 0;
 }
 
+/* ---- swap ------------------------------------------------------------------------------ */
+
+struct swap_spec {
+	char path[PATH_MAX];
+	uint64_t size_bytes;
+	bool encrypt, force;
+};
+
+static int swap_item(struct swap_spec *s, const char *text, char *item, struct err *e)
+{
+	char *value = split_value(item);
+
+	if (!value && strcmp(item, "encrypt") == 0) {
+		s->encrypt = true;
+	} else if (!value && strcmp(item, "force") == 0) {
+		s->force = true;
+	} else if (value && strcmp(item, "size") == 0) {
+		if (size_parse(value, &s->size_bytes, NULL) || s->size_bytes < VM_SWAP_MIN_BYTES)
+			return err_set(e, -EINVAL, "--swap %s: '%s' is not a size of at least 5M, such as "
+				       "16G", text, value);
+	} else {
+		return err_set(e, -EINVAL, "--swap %s: '%s' is none of size=SIZE, encrypt, force (a comma "
+			       "in the path is written twice)", text, item);
+	}
+	return 0;
+}
+
+static int swap_parse(struct swap_spec *s, const char *text, struct err *e)
+{
+	const char *rest = text;
+	char item[PATH_MAX];
+	int rc;
+
+	memset(s, 0, sizeof(*s));
+	next_item(&rest, item, sizeof(item));
+	if (!*item)
+		return err_set(e, -EINVAL, "--swap %s: the path is missing", text);
+	rc = absolute(item, s->path, e);
+	while (!rc && next_item(&rest, item, sizeof(item)))
+		rc = swap_item(s, text, item, e);
+	return rc;
+}
+
+/* What is there is looked at by brim-vmm; that it can be made, and is none of the
+ * guest's disks, is known here. */
+static int check_swap(const struct swap_spec *s, struct err *e)
+{
+	char above[PATH_MAX];
+	struct stat st;
+
+	if (stat(s->path, &st) == 0) {
+		if (!S_ISREG(st.st_mode) && !S_ISBLK(st.st_mode))
+			return err_set(e, -ENODEV, "swap %s: not a regular file or block device", s->path);
+		if (access(s->path, R_OK | W_OK) < 0)
+			return err_sys(e, -errno, "swap %s: cannot be written", s->path);
+		return 0;
+	}
+	snprintf(above, sizeof(above), "%s", s->path);
+	*(strrchr(above, '/') + 1) = '\0';
+	if (access(above, W_OK | X_OK) < 0)
+		return err_sys(e, -errno, "swap %s: cannot be made", s->path);
+	return 0;
+}
+
+int spec_swap(const char *text, json_t **swap, struct err *e)
+{
+	struct swap_spec s;
+	json_t *o;
+	int rc = swap_parse(&s, text, e);
+
+	if (!rc)
+		rc = check_swap(&s, e);
+	if (rc)
+		return rc;
+	o = json_pack("{s:I, s:b, s:b}", "size_bytes", (json_int_t)s.size_bytes, "encrypt", s.encrypt,
+		      "force", s.force);
+	if (!o)
+		return err_sys(e, -ENOMEM, "--swap %s", text);
+	rc = put_string(o, "path", s.path, e);
+	if (rc)
+		json_decref(o);
+	else
+		*swap = o;
+	return rc;
+}
+
 /* ---- networks -------------------------------------------------------------------------- */
 
 /* Six hexadecimal pairs, and not the address of a group. */
@@ -433,13 +519,29 @@ static json_t *plain_config(const struct run_args *a)
 }
 
 /* Only where there is one: without, a brim-vmm that knows of none will do. */
-static int put_limit(json_t *o, const struct run_args *a, struct err *e)
+static int put_limits(json_t *o, const struct run_args *a, struct err *e)
 {
-	json_int_t bytes = (json_int_t)a->limit_bytes;
+	json_int_t limit = (json_int_t)a->limit_bytes, cap = (json_int_t)a->pool_cap_bytes;
 
-	if (bytes && json_object_set_new(o, "memory_limit_bytes", json_integer(bytes)))
+	if (limit && json_object_set_new(o, "memory_limit_bytes", json_integer(limit)))
 		return err_sys(e, -ENOMEM, "--limit");
+	if (cap && json_object_set_new(o, "pool_cap_bytes", json_integer(cap)))
+		return err_sys(e, -ENOMEM, "--pool-cap");
 	return 0;
+}
+
+/* Behind the disks, since it must be none of them. */
+static int put_swap(json_t *o, const struct run_args *a, struct err *e)
+{
+	json_t *swap = NULL;
+	int rc = a->swap ? spec_swap(a->swap, &swap, e) : 0;
+
+	if (!rc && swap && check_shared_disk(json_object_get(o, "disks"), swap, NULL))
+		rc = err_set(e, -EINVAL, "swap %s is one of the VM's disks", json_text(swap, "path"));
+	if (!rc && swap && json_object_set(o, "swap", swap))
+		rc = err_sys(e, -ENOMEM, "--swap");
+	json_decref(swap);
+	return rc;
 }
 
 static int check_args(const struct run_args *a, struct err *e)
@@ -468,7 +570,7 @@ int spec_build(const struct run_args *a, json_t **config, struct err *e)
 	o = plain_config(a);
 	if (!o)
 		return err_sys(e, -ENOMEM, "the VM's description");
-	rc = put_limit(o, a, e);
+	rc = put_limits(o, a, e);
 	if (!rc)
 		rc = put_image(o, "kernel", a->kernel, e);
 	if (!rc)
@@ -477,6 +579,8 @@ int spec_build(const struct run_args *a, json_t **config, struct err *e)
 		rc = put_cmdline(o, a, e);
 	if (!rc)
 		rc = put_disks(o, a, e);
+	if (!rc)
+		rc = put_swap(o, a, e);
 	if (!rc)
 		rc = put_nets(o, a, e);
 	if (!rc)

@@ -92,6 +92,13 @@ static int read_limit(struct vm_config *cfg, const json_t *v, const char *key, s
 	return get_number(v, VM_LIMIT_MIN_BYTES, INT64_MAX, &cfg->memory_limit_bytes, key, e);
 }
 
+static int read_pool_cap(struct vm_config *cfg, const json_t *v, const char *key, struct err *e)
+{
+	if (json_is_integer(v) && json_integer_value(v) == 0)
+		return 0; /* none */
+	return get_number(v, VM_POOL_CAP_MIN_BYTES, INT64_MAX, &cfg->pool_cap_bytes, key, e);
+}
+
 static int read_cpus(struct vm_config *cfg, const json_t *v, const char *key, struct err *e)
 {
 	return get_unsigned(v, 1, VM_MAX_CPUS, &cfg->cpus, key, e);
@@ -142,6 +149,8 @@ BOOL_FIELD(read_console, console)
 BOOL_FIELD(read_die, die_with_parent)
 BOOL_FIELD(read_reboot, reboot)
 BOOL_FIELD(read_emulated, allow_emulated_kvm)
+BOOL_FIELD(read_s_encrypt, swap.encrypt)
+BOOL_FIELD(read_s_force, swap.force)
 BOOL_FIELD(read_b_oom, balloon.deflate_on_oom)
 BOOL_FIELD(read_b_reporting, balloon.reporting)
 BOOL_FIELD(read_b_hinting, balloon.hinting)
@@ -264,11 +273,44 @@ static int read_balloon(struct vm_config *cfg, const json_t *v, const char *key,
 	return read_object(cfg, v, fields, ARRAY_LEN(fields), "balloon.", e);
 }
 
+static int read_s_path(struct vm_config *cfg, const json_t *v, const char *key, struct err *e)
+{
+	return get_string(v, cfg->swap.path, sizeof cfg->swap.path, "swap.path", e);
+}
+
+static int read_s_size(struct vm_config *cfg, const json_t *v, const char *key, struct err *e)
+{
+	if (json_is_integer(v) && json_integer_value(v) == 0)
+		return 0; /* what suits the VM */
+	return get_number(v, VM_SWAP_MIN_BYTES, INT64_MAX, &cfg->swap.size_bytes, "swap.size_bytes",
+			  e);
+}
+
+static int read_swap(struct vm_config *cfg, const json_t *v, const char *key, struct err *e)
+{
+	static const struct field fields[] = {
+		{ "path", read_s_path },
+		{ "size_bytes", read_s_size },
+		{ "encrypt", read_s_encrypt },
+		{ "force", read_s_force },
+	};
+	int rc;
+
+	if (!json_is_object(v))
+		return wrong(e, key, "an object");
+	rc = read_object(cfg, v, fields, ARRAY_LEN(fields), "swap.", e);
+	if (rc)
+		return rc;
+	return cfg->swap.path[0] ? 0 : wrong(e, "swap.path", "given");
+}
+
 static const struct field fields_top[] = {
 	{ "v", read_version },
 	{ "name", read_name },
 	{ "memory_bytes", read_memory },
 	{ "memory_limit_bytes", read_limit },
+	{ "pool_cap_bytes", read_pool_cap },
+	{ "swap", read_swap },
 	{ "cpus", read_cpus },
 	{ "kernel", read_kernel },
 	{ "initrd", read_initrd },

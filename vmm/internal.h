@@ -269,7 +269,9 @@ enum vm_end machine_ended(struct machine *m, char *detail, size_t len);
 
 /* ---- memory.c -------------------------------------------------------------- */
 
-/* Loop thread.  The engine is made when the first of these needs it. */
+/* Loop thread.  The engine is made when the first of these needs it; memory_init(): where
+ * the VM's description asks for it. */
+int memory_init(struct machine *m, struct err *e);
 int memory_limit(struct machine *m, uint64_t bytes, struct err *e);
 int memory_reclaim(struct machine *m, uint64_t bytes, struct err *e);
 void memory_fini(struct machine *m); /* nobody touches guest RAM any more */

@@ -187,8 +187,8 @@ static int build(struct machine *m, struct err *e)
 		rc = create_cpus(m, e);
 	if (!rc)
 		rc = load_guest(m, e);
-	if (!rc && m->cfg->memory_limit_bytes)
-		rc = memory_limit(m, m->cfg->memory_limit_bytes, e);
+	if (!rc)
+		rc = memory_init(m, e);
 	return rc;
 }
 

@@ -4,6 +4,9 @@
  *
  *   (none) --limit or reclaim, or a limit at start--> running --machine ends--> gone
  *
+ * A VM with a swap file has one from its start, since a file that is not there, or too
+ * small, is to be known then.
+ *
  * A VM nobody limits has none: no thread, no scan, no table, and no need for the
  * right to use userfaultfd.  Once made it stays for this boot; a limit of 0 only
  * puts it to sleep, since pages may be away.
@@ -65,10 +68,16 @@ static int cpu_of_vcpu(void *ctx, uint32_t tid)
 
 static int make(struct machine *m, struct err *e)
 {
-	struct swap_config sc = { .max_pages = m->cfg->memory_bytes >> PAGE_SHIFT };
+	const struct vm_swap *v = &m->cfg->swap;
+	const struct swap_disk_config disk = { .path = v->path, .size_bytes = v->size_bytes,
+					       .encrypt = v->encrypt, .force = v->force };
+	struct swap_config sc = { .max_pages = m->cfg->memory_bytes >> PAGE_SHIFT,
+				  .cap_bytes = m->cfg->pool_cap_bytes,
+				  .disk = v->path[0] ? &disk : NULL };
 	struct engine_config ec = {
-		.ram = m->ram, .tier = &swap_tier, .fault_threads = m->cfg->cpus,
-		.fatal = lost_page, .fatal_ctx = m, .cpu_of = cpu_of_vcpu, .cpu_ctx = m,
+		.ram = m->ram, .tier = sc.disk ? &swap_tier_disk : &swap_tier,
+		.fault_threads = m->cfg->cpus, .fatal = lost_page, .fatal_ctx = m,
+		.cpu_of = cpu_of_vcpu, .cpu_ctx = m,
 	};
 	int rc = swap_create(&m->swap, &sc, e);
 
@@ -87,6 +96,15 @@ void memory_fini(struct machine *m)
 {
 	engine_destroy(&m->engine);
 	swap_destroy(&m->swap);
+}
+
+int memory_init(struct machine *m, struct err *e)
+{
+	int rc = m->cfg->swap.path[0] ? make(m, e) : 0;
+
+	if (!rc && m->cfg->memory_limit_bytes)
+		rc = memory_limit(m, m->cfg->memory_limit_bytes, e);
+	return rc;
 }
 
 int memory_limit(struct machine *m, uint64_t bytes, struct err *e)
@@ -140,7 +158,7 @@ json_t *memory_json(const struct machine *m)
 		return json_null();
 	engine_stats(m->engine, &s);
 	swap_stats(m->swap, &pool);
-	return json_pack("{s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:o}",
+	return json_pack("{s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:o}",
 			 "limit_bytes", (json_int_t)s.limit_bytes,
 			 "wanted_bytes", (json_int_t)s.wanted_bytes,
 			 "present_bytes", bytes_of(s.present_pages),
@@ -148,7 +166,12 @@ json_t *memory_json(const struct machine *m)
 			 "filled_bytes", bytes_of(s.filled_pages),
 			 "packed_bytes", bytes_of(s.packed_pages),
 			 "pool_bytes", (json_int_t)s.tier_bytes,
-			 "pool_overhead_bytes", (json_int_t)(pool.hole_bytes + pool.table_bytes),
+			 "pool_overhead_bytes", (json_int_t)(pool.hole_bytes + pool.table_bytes +
+							    pool.batch_bytes),
+			 "disk_bytes", bytes_of(pool.disk_pages),
+			 "disk_live_bytes", (json_int_t)pool.disk_bytes,
+			 "disk_used_bytes", (json_int_t)pool.disk_used_bytes,
+			 "disk_size_bytes", (json_int_t)pool.disk_size_bytes,
 			 "own_bytes", (json_int_t)s.own_bytes, "cold_bytes", cold_json(&s));
 }
 

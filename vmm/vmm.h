@@ -41,12 +41,21 @@
 #define VM_MAX_NETS 8u
 #define VM_NAME_MAX 64u
 #define VM_LIMIT_MIN_BYTES (16 * MiB)
+#define VM_POOL_CAP_MIN_BYTES (16 * MiB) /* with the disk's share of it */
+#define VM_SWAP_MIN_BYTES (5 * MiB)
 #define VM_CMDLINE_MAX 2048u /* Linux's COMMAND_LINE_SIZE, terminator included */
 
 struct vm_disk {
 	char path[PATH_MAX];
 	char serial[21];
 	bool readonly, direct;
+};
+
+/* Where cold pages go once the pool is full. */
+struct vm_swap {
+	char path[PATH_MAX];  /* "": nowhere */
+	uint64_t size_bytes;  /* 0: 9/8 of the VM's memory; of a device: all of it */
+	bool encrypt, force;
 };
 
 struct vm_net {
@@ -59,6 +68,8 @@ struct vm_config {
 	char name[VM_NAME_MAX];
 	uint64_t memory_bytes;
 	uint64_t memory_limit_bytes; /* of host memory; 0: none. Changes while it runs */
+	uint64_t pool_cap_bytes;     /* of host memory, for packed pages; 0: none */
+	struct vm_swap swap;
 	unsigned cpus;
 	char kernel[PATH_MAX];
 	char initrd[PATH_MAX]; /* "": none */

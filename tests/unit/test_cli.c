@@ -88,6 +88,7 @@ Test(cli, wrong_options_say_what_is_wrong)
 		{ "--memory 2T", "the most is 1 TiB" },
 		{ "--limit 1M", "the least is 16 MiB" },
 		{ "--limit none", "'none' is not a size" },
+		{ "--pool-cap 15M", "the least is 16 MiB" },
 		{ "--cpus 0", "the least is 1" },
 		{ "--cpus 17", "the most is 16" },
 		{ "--cpus two", "'two' is not a number" },
@@ -294,6 +295,37 @@ Test(cli_spec, relative_paths_become_absolute, .fini = remove_scratch)
 	cr_assert_eq(chdir("/"), 0);
 }
 
+Test(cli_spec, swap_is_described_as_given, .fini = remove_scratch)
+{
+	const char *kernel = file("kernel", "k");
+	json_t *config = NULL, *swap;
+	struct err e = { "" };
+	uint64_t bytes = 0;
+	char line[256], want[PATH_MAX];
+
+	cr_assert_eq(chdir(scratch), 0);
+	snprintf(line, sizeof(line), "-k %s --pool-cap 64M --swap a,,b,size=3G,encrypt", kernel);
+	cr_assert_eq(parse_run(line, &e), 0, "%s", e.msg);
+	cr_assert_eq(spec_build(&run_args, &config, &e), 0, "%s", e.msg);
+	swap = json_object_get(config, "swap");
+	snprintf(want, sizeof(want), "%s/a,b", scratch);
+	cr_expect_str_eq(json_text(swap, "path"), want);
+	cr_expect(json_u64(swap, "size_bytes", NULL, &bytes) && bytes == 3 * GiB);
+	cr_expect(json_is_true(json_object_get(swap, "encrypt")));
+	cr_expect(json_is_false(json_object_get(swap, "force")));
+	cr_expect(json_u64(config, "pool_cap_bytes", NULL, &bytes) && bytes == 64 * MiB);
+	json_decref(config);
+	opt_fini(&in, &run_args);
+	snprintf(line, sizeof(line), "-k %s", kernel);
+	cr_assert_eq(parse_run(line, &e), 0, "%s", e.msg);
+	cr_assert_eq(spec_build(&run_args, &config, &e), 0, "%s", e.msg);
+	cr_expect_null(json_object_get(config, "swap"), "only where it is asked for");
+	cr_expect_null(json_object_get(config, "pool_cap_bytes"));
+	json_decref(config);
+	opt_fini(&in, &run_args);
+	cr_assert_eq(chdir("/"), 0);
+}
+
 Test(cli_spec, wrong_descriptions_say_what_is_wrong, .fini = remove_scratch)
 {
 	const char *kernel = file("kernel", "k"), *empty = file("empty", "");
@@ -309,6 +341,13 @@ Test(cli_spec, wrong_descriptions_say_what_is_wrong, .fini = remove_scratch)
 		{ "-k $K -d ,ro", -EINVAL, "the path is missing" },
 		{ "-k $K -d $K,serial=123456789012345678901", -EINVAL, "1 to 20 characters" },
 		{ "-k $K -d $K -d $K,ro", -EINVAL, "is given twice" },
+		{ "-k $K --swap ,encrypt", -EINVAL, "the path is missing" },
+		{ "-k $K --swap /s,size=lots", -EINVAL, "'lots' is not a size" },
+		{ "-k $K --swap /s,size=4M", -EINVAL, "at least 5M" },
+		{ "-k $K --swap /s,ro", -EINVAL, "'ro' is none of size=SIZE, encrypt, force" },
+		{ "-k $K --swap /dev/null", -ENODEV, "swap /dev/null: not a regular file or block" },
+		{ "-k $K --swap /no/such/swap", -ENOENT, "swap /no/such/swap: cannot be made" },
+		{ "-k $K -d $K --swap $K,force", -EINVAL, "is one of the VM's disks" },
 		{ "-k $K -n tap0", -EINVAL, "'tap0' is none of tap=NAME" },
 		{ "-k $K -n mac=52:54:00:12:34:56", -EINVAL, "tap=NAME is missing" },
 		{ "-k $K -n tap=t0,mac=52:54:00:12:34", -EINVAL, "is not a card's address" },

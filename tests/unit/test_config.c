@@ -183,6 +183,36 @@ Test(config, memory_limit_of_0_is_none_and_the_least_is_taken)
 	cr_assert_eq(cfg.memory_limit_bytes, 16 * MiB);
 }
 
+Test(config, swap_and_pool_cap_arrive)
+{
+	good("\"pool_cap_bytes\":16777216,\"swap\":{\"path\":\"/s\",\"size_bytes\":5242880,"
+	     "\"encrypt\":true,\"force\":true}");
+	cr_assert_eq(cfg.pool_cap_bytes, 16 * MiB);
+	cr_assert_str_eq(cfg.swap.path, "/s");
+	cr_assert_eq(cfg.swap.size_bytes, 5 * MiB);
+	cr_assert(cfg.swap.encrypt && cfg.swap.force);
+	good("\"pool_cap_bytes\":0,\"swap\":{\"path\":\"/s\",\"size_bytes\":0}");
+	cr_assert_eq(cfg.pool_cap_bytes + cfg.swap.size_bytes, 0);
+	cr_assert(!cfg.swap.encrypt && !cfg.swap.force);
+	good("");
+	cr_assert_str_eq(cfg.swap.path, "");
+}
+
+Test(config, swap_wrong_refused_by_name)
+{
+	bad("\"pool_cap_bytes\":16777215", "pool_cap_bytes");
+	bad("\"pool_cap_bytes\":\"1G\"", "pool_cap_bytes");
+	bad("\"swap\":\"/s\"", "swap");
+	bad("\"swap\":{}", "swap.path");
+	bad("\"swap\":{\"path\":\"\"}", "swap.path");
+	bad("\"swap\":{\"path\":7}", "swap.path");
+	bad("\"swap\":{\"path\":\"/s\",\"size_bytes\":5242879}", "swap.size_bytes");
+	bad("\"swap\":{\"path\":\"/s\",\"size_bytes\":true}", "swap.size_bytes");
+	bad("\"swap\":{\"path\":\"/s\",\"encrypt\":1}", "encrypt");
+	bad("\"swap\":{\"path\":\"/s\",\"force\":null}", "force");
+	bad("\"swap\":{\"path\":\"/s\",\"key\":\"secret\"}", "swap.key");
+}
+
 /* Too large for the parser itself: it can only say where. */
 Test(config, number_beyond_64_bits_refused_by_place)
 {
