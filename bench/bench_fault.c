@@ -15,6 +15,9 @@
  *               that the one before has brought along as well.  In blocks of 64 pages,
  *               so that the clock is not in it; then the block is compared.
  *               _packing: with content in which all pages pack, so none was left in RAM.
+ *   _disk       brim's pages are in a swap file in /var/tmp, read past the host's cache;
+ *               the peer's still in zram: what the disk costs, on this machine's disk.
+ *   _filled     all pages same-filled, half of them zero.
  *   zipf        as many touches as there are pages, page by page, of which the one of
  *               rank k has a share of 1/k, ranks all over memory: mean of all touches.
  *               The first touch of each page finds it away, the others do not.
@@ -56,6 +59,7 @@ struct scene {
 	cpu_set_t all;
 	int cpus[2];           /* two to bind to; [1] ANY_CPU: there is but one */
 	int touch_cpu, fault_cpu;
+	enum content_kind isolated_kind; /* which pages isolated touches */
 };
 
 /* ---- a side: memory whose pages are away -------------------------------------------- */
@@ -70,7 +74,7 @@ static bool away_in_brim(struct scene *s, uint64_t i)
 {
 	enum page_state st = guest_state(&s->guest, i);
 
-	return st == PAGE_PACKED || st == PAGE_FILLED;
+	return st == PAGE_PACKED || st == PAGE_FILLED || st == PAGE_DISK;
 }
 
 static bool away_in_zram(struct scene *s, uint64_t i)
@@ -181,7 +185,7 @@ static void isolated(const struct side *d, double *out)
 	for (uint64_t k = 0; k < s->content.pages; k++) {
 		uint64_t i = s->order[k];
 
-		if (s->content.kind[i] != CONTENT_PLAIN || !d->is_away(s, i))
+		if (s->content.kind[i] != s->isolated_kind || !d->is_away(s, i))
 			continue;
 		s->ns[n++] = (double)touch_ns(d, i);
 		compare(d, i);
@@ -430,8 +434,15 @@ int main(int argc, char **argv)
 		compare_placed(&b, &s, s.cpus[1], "_other_cpu");
 	else
 		printf("one CPU only: _other_cpu is left out\n");
+	s.guest.on_disk = true;
+	compare_isolated(&b, &s, "_disk");
+	compare_sequential(&b, &s, "_disk");
+	s.guest.on_disk = false;
 	content_only_packing(&s.content);
 	compare_sequential(&b, &s, "_packing");
+	content_only_filled(&s.content);
+	s.isolated_kind = CONTENT_FILLED;
+	compare_isolated(&b, &s, "_filled");
 	scene_close(&s);
 	return bench_end(&b);
 }

@@ -181,6 +181,19 @@ void content_only_packing(struct content *c)
 	}
 }
 
+void content_only_filled(struct content *c)
+{
+	for (uint64_t i = 0; i < c->pages; i++) {
+		uint64_t *w = (uint64_t *)(void *)(c->page + (i << PAGE_SHIFT));
+
+		for (unsigned k = 0; k < PAGE_BYTES / sizeof(*w); k++)
+			w[k] = i % 2 ? i % 200 : 0;
+		c->kind[i] = CONTENT_FILLED;
+	}
+	memset(c->of_kind, 0, sizeof(c->of_kind));
+	c->of_kind[CONTENT_FILLED] = c->pages;
+}
+
 void content_close(struct content *c)
 {
 	munmap(c->page, c->pages * PAGE_BYTES);
@@ -212,14 +225,19 @@ static int cpu_of_toucher(void *ctx, uint32_t tid)
 
 static int guest_open(struct guest *g, uint64_t bytes, struct err *e)
 {
-	struct engine_config cfg = { .tier = &swap_tier, .manual = true,
-				     .cpu_of = cpu_of_toucher, .cpu_ctx = g };
+	char path[64];
+	struct swap_disk_config disk = { .path = path, .force = true };
+	struct engine_config cfg = { .tier = g->on_disk ? &swap_tier_disk : &swap_tier,
+				     .manual = true, .cpu_of = cpu_of_toucher, .cpu_ctx = g };
 	int rc = ram_create(&g->ram, &(struct ram_config){ .size_bytes = bytes,
 							   .huge = RAM_HUGE_NEVER }, e);
 
+	snprintf(path, sizeof(path), "/var/tmp/brim-bench-%d.swap", getpid());
 	if (!rc)
 		rc = swap_create(&g->swap, &(struct swap_config){
-			.max_pages = bytes >> PAGE_SHIFT }, e);
+			.max_pages = bytes >> PAGE_SHIFT, .disk = g->on_disk ? &disk : NULL }, e);
+	if (g->on_disk)
+		(void)unlink(path); /* it is open */
 	g->toucher = (uint32_t)gettid();
 	g->toucher_cpu = thread_cpu_word();
 	cfg.ram = g->ram;
@@ -254,6 +272,8 @@ void guest_evict(struct guest *g)
 	engine_reclaim(g->engine, g->content->pages * PAGE_BYTES);
 	while (engine_tick(g->engine))
 		;
+	if (g->on_disk)
+		swap_spill(g->swap, g->content->pages * PAGE_BYTES);
 	atomic_store(&g->engine->wanted_bytes, 0); /* what did not pack is not waited for */
 }
 
@@ -263,7 +283,7 @@ uint64_t guest_away_pages(const struct guest *g)
 
 	engine_stats(g->engine, &s);
 	VERIFY(s.staged_pages == 0);
-	return s.filled_pages + s.packed_pages;
+	return s.filled_pages + s.packed_pages + s.disk_pages;
 }
 
 enum page_state guest_state(struct guest *g, uint64_t i)

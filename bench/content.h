@@ -35,6 +35,8 @@ struct content {
 void content_open(const struct bench *b, struct content *c, uint64_t pages);
 /* Puts others of its pages in the place of those that do not pack. */
 void content_only_packing(struct content *c);
+/* Makes all of them same-filled: every other one zero, the rest of 200 patterns. */
+void content_only_filled(struct content *c);
 void content_close(struct content *c);
 /* Is the page at `at` page i of the content? */
 bool content_same(const struct content *c, uint64_t i, const void *at);
@@ -52,6 +54,7 @@ struct guest {
 	uint8_t *mem;
 	uint32_t toucher; /* 0: faults are served wherever the scheduler likes */
 	const uint32_t *toucher_cpu;
+	bool on_disk;     /* what leaves goes on to a swap file in /var/tmp */
 };
 
 /* New RAM with the content in it, small pages, under an engine without reclaimer and
@@ -59,7 +62,7 @@ struct guest {
  * where the engine cannot be had. */
 int guest_hold(struct guest *g, const struct content *c, struct err *e);
 void guest_close(struct guest *g);
-/* Rounds until no more goes: all but what does not pack. */
+/* Rounds until no more goes: all but what does not pack; with a disk, that too. */
 void guest_evict(struct guest *g);
 uint64_t guest_away_pages(const struct guest *g);
 enum page_state guest_state(struct guest *g, uint64_t i);
