@@ -377,7 +377,8 @@ struct spill {
 	uint32_t source;      /* segment of the pool half gathered, or SEGMENT_NONE */
 	uint32_t source_unit;
 	uint32_t leaving;     /* segments of the pool gathered, and not yet written */
-	uint64_t epoch_ns;
+	uint64_t epoch_ns;    /* began then */
+	uint64_t pressed_ns;  /* when something had to go down last */
 	_Atomic bool is_warm; /* the memory was touched since it was given back */
 };
 

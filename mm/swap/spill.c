@@ -34,7 +34,8 @@
  *
  * Up.  A page that is touched comes home by itself, and goes to the pool anew when it
  * is cold.  Where one segment is read again and again, reading what is left of it once
- * is cheaper than page by page: it is lifted into the pool, if that has room to spare.
+ * is cheaper than page by page: it is lifted into the pool, if that has room to spare
+ * and nothing had to go down of late.
  *
  * Threads: the put thread only, but for spill_held_bytes().
  */
@@ -55,6 +56,10 @@
  * eighth empty: of a fuller one the reading and writing is worth more than the gain. */
 #define CLEAN_SHARE 16u
 #define CLEAN_UNITS_MAX (SEGMENT_UNITS / 8u * 7u)
+
+/* Nothing is lifted for so long after memory was so short that pages had to go down:
+ * they would go straight back.  Without it a stress test lifted more than it read. */
+#define LIFT_QUIET_NS 2000000000u
 
 #define CLEANER_RESERVE 1u
 
@@ -526,7 +531,8 @@ static void lift_hot(struct swap *s)
 {
 	uint32_t i = atomic_exchange(&s->disk.hot, SEGMENT_NONE);
 
-	if (i == SEGMENT_NONE || is_reading(&s->spill) || pool_room(&s->pool) <= high_mark(s))
+	if (i == SEGMENT_NONE || is_reading(&s->spill) || pool_room(&s->pool) <= high_mark(s) ||
+	    now_ns() - s->spill.pressed_ns < LIFT_QUIET_NS)
 		return;
 	/* emptied since, and possibly being written anew */
 	if (s->disk.segments[i].used_units == 0 || s->disk.segments[i].is_spoiled)
@@ -605,6 +611,7 @@ static bool press(struct swap *s, uint64_t segments)
 {
 	struct gathering g = { (uint32_t)segments, UINT32_MAX };
 
+	s->spill.pressed_ns = now_ns();
 	if (segments > s->pool.segments_max)
 		g.segments = s->pool.segments_max;
 	gather(s, &g);

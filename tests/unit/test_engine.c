@@ -185,13 +185,15 @@ static void on_fatal(void *ctx, const char *why)
 	b->fatal++;
 }
 
+static const struct swap_disk_config *swap_disk; /* NULL: none */
+
 static void use_swap(struct box *b, struct engine_config *cfg, uint64_t cap_bytes)
 {
-	struct swap_config sc = { .max_pages = PAGES, .cap_bytes = cap_bytes };
+	struct swap_config sc = { .max_pages = PAGES, .cap_bytes = cap_bytes, .disk = swap_disk };
 	struct err err = { "" };
 
 	cr_assert_eq(swap_create(&b->swap, &sc, &err), 0, "%s", err.msg);
-	cfg->tier = &swap_tier;
+	cfg->tier = swap_disk ? &swap_tier_disk : &swap_tier;
 	cfg->tier_ctx = b->swap;
 }
 
@@ -876,6 +878,12 @@ static void stress(uint64_t swap_cap_bytes)
 		swap_stats(b.swap, &st);
 		cr_assert_eq(st.filled_pages, stats(&b).filled_pages);
 		cr_assert_eq(st.packed_pages, stats(&b).packed_pages);
+		cr_assert_eq(st.disk_pages, stats(&b).disk_pages);
+		fprintf(stderr, "disk: %lu pages went, %lu read because touched, %lu cleaned, %lu lifted\n",
+			(unsigned long)counter_get(CTR_swap_spilled),
+			(unsigned long)counter_get(CTR_swap_disk_reads),
+			(unsigned long)counter_get(CTR_swap_disk_cleaned),
+			(unsigned long)counter_get(CTR_swap_disk_lifted));
 		fprintf(stderr, "swap: %lu MiB held at the end, %lu MiB moved by the cleaner, %lu full\n",
 			(unsigned long)(st.held_bytes / MiB),
 			(unsigned long)(counter_get(CTR_swap_cleaned_bytes) / MiB),
@@ -892,6 +900,32 @@ Test(engine, stress_no_byte_is_ever_wrong, .timeout = 900)
 Test(engine, stress_with_the_pool_no_byte_is_ever_wrong, .timeout = 900)
 {
 	stress(1 * GiB);
+}
+
+static void stress_with_a_file(uint64_t bytes, bool encrypt)
+{
+	char path[] = "/tmp/brim-engine-XXXXXX";
+	int fd = mkstemp(path);
+	struct swap_disk_config disk = { .path = path, .size_bytes = bytes, .encrypt = encrypt };
+
+	cr_assert_geq(fd, 0);
+	close(fd);
+	swap_disk = &disk;
+	stress(14 * MiB);
+	swap_disk = NULL;
+	unlink(path);
+	cr_assert_gt(counter_get(CTR_swap_spilled), 1000);
+	cr_assert_gt(counter_get(CTR_swap_disk_reads), 1000);
+}
+
+Test(engine, stress_with_a_swap_file_no_byte_is_ever_wrong, .timeout = 900)
+{
+	stress_with_a_file(64 * MiB, true);
+}
+
+Test(engine, stress_with_a_swap_file_too_small_no_byte_is_ever_wrong, .timeout = 900)
+{
+	stress_with_a_file(20 * MiB, false);
 }
 
 Test(engine, stress_with_a_pool_too_small_no_byte_is_ever_wrong, .timeout = 900)
