@@ -94,6 +94,17 @@ static void note_range(struct engine *e, uint64_t from, uint64_t to, uint64_t ca
 	}
 }
 
+/* Where the scan stopped.  Linux (6.18, and before) leaves walk_end at where its own
+ * buffer of 512 regions was full last, though it went on: to begin there again would
+ * count pages twice, and take for unwritten what the first look has re-armed.  But it
+ * only ever stops early for want of room. */
+static uint64_t scan_end(const struct pm_scan_arg *a, const struct page_region *regions, int n)
+{
+	if (n < (int)SCAN_REGIONS)
+		return a->end;
+	return a->walk_end > regions[n - 1].end ? a->walk_end : regions[n - 1].end;
+}
+
 /* One call's worth from page `from` on; returns where the next one starts. */
 static int64_t scan_some(struct engine *e, uint64_t from, struct tally *t)
 {
@@ -122,7 +133,7 @@ static int64_t scan_some(struct engine *e, uint64_t from, struct tally *t)
 		note_range(e, first, last, e->regions[i].categories, t);
 		at = last;
 	}
-	from = (a.walk_end - base) >> PAGE_SHIFT;
+	from = (scan_end(&a, e->regions, n) - base) >> PAGE_SHIFT;
 	note_range(e, at, from, 0, t);
 	return (int64_t)from;
 }

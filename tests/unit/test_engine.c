@@ -18,6 +18,7 @@
 
 #include "mm/internal.h"
 #include "mm/swap/swap.h"
+#include "tests/lib/books.h"
 
 #define RAM_BYTES (64 * MiB)
 #define PAGES (RAM_BYTES >> PAGE_SHIFT)
@@ -837,6 +838,7 @@ static void stress(uint64_t swap_cap_bytes)
 	pthread_t t[STRESS_THREADS + 1];
 	const char *seed = getenv("BRIM_SEED"), *length = getenv("BRIM_STRESS_S");
 	uint64_t random = seed ? strtoull(seed, NULL, 0) : now_ns(), end;
+	char why[200];
 
 	fprintf(stderr, "seed %lu\n", (unsigned long)random);
 	s.b = &b;
@@ -871,6 +873,7 @@ static void stress(uint64_t swap_cap_bytes)
 	cr_assert_gt(counter_get(CTR_engine_packed), 1000);
 	cr_assert_eq(b.fatal, 0);
 	settle(&b);
+	cr_assert_eq(books_check(b.e, why, sizeof(why)), 0, "%s", why);
 	if (b.swap) {
 		struct swap_stats st;
 

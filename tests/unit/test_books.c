@@ -1,0 +1,103 @@
+/*
+ * The engine's books against the kernel's (tests/lib/books.h): that they agree, and
+ * that the check sees it where they do not.
+ */
+#include "tests/unit/membox.h"
+
+static bool books_are_right(struct box *b)
+{
+	char why[200] = "";
+	int rc = books_check(b->e, why, sizeof(why));
+
+	if (rc)
+		cr_log_info("%s", why);
+	return rc == 0;
+}
+
+/* Every second page written: more regions than the kernel keeps at once (512), and than
+ * one call takes (2048). */
+Test(books, pass_sees_each_page_once_however_scattered)
+{
+	static struct box b;
+
+	box_open(&b, RAM_HUGE_NEVER, BOX_MANUAL);
+	for (unsigned pass = 0; pass < 5; pass++) {
+		for (uint64_t i = 0; i < 3 * SCAN_REGIONS; i++)
+			if (pass == 0 || i % 2)
+				box_fill(&b, i, 1);
+		engine_pass(b.e);
+	}
+	cr_assert_eq(atomic_load(&b.e->present_pages), 3 * SCAN_REGIONS);
+	for (uint64_t i = 0; i < 3 * SCAN_REGIONS; i++)
+		cr_assert_eq(b.e->pages.page[i].age, i % 2 ? 0 : 4, "page %lu is %u passes old",
+			     (unsigned long)i, (unsigned)b.e->pages.page[i].age);
+	box_close(&b);
+}
+
+/* Of each state some: staged, packed, filled, discarded, read only, never touched. */
+static void mix(struct box *b)
+{
+	box_open(b, RAM_HUGE_NEVER, BOX_MANUAL);
+	for (uint64_t i = 0; i < 4 * CHUNK_PAGES; i++)
+		if (i % 3)
+			box_fill(b, i, 1);
+		else
+			memset(box_at(b, i), (int)i % 5, PAGE_BYTES);
+	box_push_out(b, 4 * CHUNK_PAGES);
+	for (uint64_t i = 0; i < 2 * CHUNK_PAGES; i++)
+		(void)*(volatile uint8_t *)box_at(b, i);
+	(void)*(volatile uint8_t *)box_at(b, 7 * CHUNK_PAGES);
+	cr_assert_eq(ram_discard(b->ram, gpa(100 * PAGE_BYTES), 1000 * PAGE_BYTES), 0);
+	engine_reclaim(b->e, 50 * PAGE_BYTES);
+	engine_tick(b->e);
+	box_settle(b);
+	for (unsigned s = 0; s < PAGE_STATES; s++)
+		cr_assert_gt(atomic_load(&b->e->pages.in_state[s]), 0, "state %u", s);
+}
+
+Test(books, engine_and_kernel_agree_about_every_page)
+{
+	static struct box b;
+
+	mix(&b);
+	cr_assert(books_are_right(&b));
+	box_close(&b);
+}
+
+static uint64_t first_in(struct box *b, enum page_state s)
+{
+	uint64_t i = 0;
+
+	while (b->e->pages.page[i].state != s)
+		i++;
+	return i;
+}
+
+/* Each of what books_check() must find, made by hand. */
+Test(books, what_does_not_agree_is_found)
+{
+	static struct box b;
+	struct page *p;
+	uint64_t i;
+
+	mix(&b);
+	i = first_in(&b, PAGE_STAGED);
+	p = &b.e->pages.page[i];
+	p->payload ^= 1; /* another page's slot */
+	cr_assert(!books_are_right(&b));
+	p->payload ^= 1;
+	i = first_in(&b, PAGE_PACKED);
+	cr_assert_eq(b.host.ioctl(b.e->uffd, UFFDIO_ZEROPAGE, &(struct uffdio_zeropage){
+		.range = { (uint64_t)box_at(&b, i), PAGE_BYTES } }), 0);
+	cr_assert(!books_are_right(&b), "a packed page has memory as well");
+	cr_assert_eq(madvise(box_at(&b, i), PAGE_BYTES, MADV_DONTNEED), 0);
+	b.e->pages.chunk[9].watched = true;
+	cr_assert(!books_are_right(&b));
+	b.e->pages.chunk[9].watched = false;
+	b.e->staging[(b.e->head % b.e->slots) << PAGE_SHIFT] = 1;
+	cr_assert(!books_are_right(&b), "a free slot has memory");
+	cr_assert_eq(madvise(b.e->staging + ((b.e->head % b.e->slots) << PAGE_SHIFT), PAGE_BYTES,
+			     MADV_DONTNEED), 0);
+	cr_assert(books_are_right(&b));
+	box_close(&b);
+}
