@@ -115,10 +115,51 @@ int engine_watch(struct engine *e, uint64_t chunk)
 		return 0;
 	rc = register_range(e, page_at(e, chunk * CHUNK_PAGES), HUGE_BYTES,
 			    UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_WP);
-	if (rc)
+	if (rc) {
 		counter_inc(CTR_engine_unwatchable);
-	else
-		c->watched = true;
+		return rc;
+	}
+	c->watched = true;
+	counter_inc(CTR_engine_watched);
+	atomic_fetch_add(&e->watched_chunks, 1);
+	return 0;
+}
+
+int engine_disarm(struct engine *e, uint64_t chunk)
+{
+	struct uffdio_writeprotect w = {
+		.range = { (uint64_t)page_at(e, chunk * CHUNK_PAGES), HUGE_BYTES },
+	};
+
+	return e->host->ioctl(e->uffd, UFFDIO_WRITEPROTECT, &w) < 0 ? -errno : 0;
+}
+
+/* There is no way from MISSING and WP to WP alone but through nothing: to register
+ * for less is answered with 0 and changes nothing (Linux 6.18, and its source).
+ *
+ * Between the two calls a touch of a missing page gives a page of zeroes, which is
+ * right as nothing is away; and a write goes unnoted, which is right as unregistering
+ * has dropped the notes, so that every page looks written.  Unregistering wakes who
+ * waits for a fault here; whose message was read already finds the lock taken, and
+ * then a page or none, as with any fault on a page of the guest's. */
+int engine_unwatch(struct engine *e, uint64_t chunk)
+{
+	struct chunk *c = &e->pages.chunk[chunk];
+	struct uffdio_range r = { (uint64_t)page_at(e, chunk * CHUNK_PAGES), HUGE_BYTES };
+	int rc = 0;
+
+	VERIFY(c->away == 0 && c->watched);
+	if (e->host->ioctl(e->uffd, UFFDIO_UNREGISTER, &r) < 0)
+		return -errno;
+	c->watched = false;
+	atomic_fetch_sub(&e->watched_chunks, 1);
+	for (unsigned tries = 0; tries < 3; tries++) {
+		rc = register_range(e, (void *)r.start, r.len, UFFDIO_REGISTER_MODE_WP);
+		if (!rc)
+			return 0;
+	}
+	/* PAGEMAP_SCAN refuses the whole of RAM for this: the next round tries again. */
+	e->bare = chunk + 1;
 	return rc;
 }
 
@@ -138,12 +179,14 @@ static int open_uffd(struct engine *e, struct err *err)
 
 static int map_staging(struct engine *e, uint64_t bytes, struct err *err)
 {
-	void *p = e->host->mmap(NULL, bytes, PROT_READ | PROT_WRITE,
-				MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	uint8_t *p = e->host->mmap(NULL, bytes + HUGE_BYTES, PROT_READ | PROT_WRITE,
+				   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	int rc;
 
 	if (p == MAP_FAILED)
 		return err_sys(err, -errno, "memory: no address space for staging");
+	e->staging_map = p;
+	p += (HUGE_BYTES - (uintptr_t)p % HUGE_BYTES) % HUGE_BYTES;
 	e->staging = p;
 	e->slots = bytes >> PAGE_SHIFT;
 	if (e->host->madvise(p, bytes, MADV_DONTFORK) < 0 ||
@@ -253,8 +296,8 @@ static int set_up(struct engine *e, const struct engine_config *cfg, struct err 
 
 	if (!cfg->staging_bytes && staging < STAGING_MIN_BYTES)
 		staging = STAGING_MIN_BYTES;
-	staging = staging / PAGE_BYTES * PAGE_BYTES;
-	VERIFY(staging >= PAGE_BYTES && cfg->fault_threads <= FAULT_THREADS_MAX);
+	staging = (staging + HUGE_BYTES - 1) / HUGE_BYTES * HUGE_BYTES;
+	VERIFY(cfg->fault_threads <= FAULT_THREADS_MAX);
 	rc = pages_init(&e->pages, e->host, ram_bytes >> PAGE_SHIFT);
 	if (rc)
 		return err_sys(err, rc, "memory: no room for the page table");
@@ -305,6 +348,7 @@ int engine_create(struct engine **out, const struct engine_config *cfg, struct e
 	e->uffd = e->pagemap = -1;
 	e->cpu_of = cfg->cpu_of;
 	e->cpu_ctx = cfg->cpu_ctx;
+	e->huge = ram_huge_setting(e->ram) != RAM_HUGE_NEVER;
 	pthread_mutex_init(&e->take, NULL);
 	pthread_mutex_init(&e->turn, NULL);
 	pthread_mutex_init(&e->wake_lock, NULL);
@@ -334,8 +378,8 @@ void engine_destroy(struct engine **ep)
 		e->host->close(e->pagemap);
 	if (e->stop_page)
 		e->host->munmap(e->stop_page, PAGE_BYTES);
-	if (e->staging)
-		e->host->munmap(e->staging, e->slots << PAGE_SHIFT);
+	if (e->staging_map)
+		e->host->munmap(e->staging_map, (e->slots << PAGE_SHIFT) + HUGE_BYTES);
 	pages_fini(&e->pages);
 	free(e->slot_owner);
 	free(e->regions);

@@ -9,6 +9,7 @@
 
 #include <fcntl.h>
 #include <liburing.h>
+#include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
@@ -90,6 +91,31 @@ static int host_ring_wait(struct io_uring *ring, struct io_uring_cqe **cqe, bool
 	return wait ? io_uring_wait_cqe(ring, cqe) : io_uring_peek_cqe(ring, cqe);
 }
 
+#define THP "/sys/kernel/mm/transparent_hugepage/"
+
+/* Is this the word in force in a file like "always [madvise] never"? */
+static bool in_force(const char *path, const char *word)
+{
+	char text[128] = "";
+	int fd = open(path, O_RDONLY | O_CLOEXEC);
+	int64_t n = fd < 0 ? -1 : read(fd, text, sizeof(text) - 1);
+
+	if (fd >= 0)
+		close(fd);
+	return n > 0 && strstr(text, word);
+}
+
+/* The size's own setting first (Linux 6.8), which may defer to the one of all sizes.
+ * Where neither can be read nothing forbids: a kernel without them refuses anyway. */
+static bool host_huge_allowed(void)
+{
+	if (in_force(THP "hugepages-2048kB/enabled", "[never]"))
+		return false;
+	return in_force(THP "hugepages-2048kB/enabled", "[always]") ||
+	       in_force(THP "hugepages-2048kB/enabled", "[madvise]") ||
+	       !in_force(THP "enabled", "[never]");
+}
+
 const struct mm_host mm_host_linux = {
 	.mmap = host_mmap,
 	.munmap = host_munmap,
@@ -106,4 +132,5 @@ const struct mm_host mm_host_linux = {
 	.ring_init = host_ring_init,
 	.ring_submit = host_ring_submit,
 	.ring_wait = host_ring_wait,
+	.huge_allowed = host_huge_allowed,
 };

@@ -1,5 +1,5 @@
 /*
- * The engine's inside, shared by engine.c, page.c, fault.c, read.c and reclaim.c.
+ * The engine's inside, shared by engine.c, page.c, fault.c, read.c, reclaim.c and huge.c.
  *
  * Locks, in order: `turn` (which fault thread listens) or `take` (a reclaimer's batch
  * against a discard), then one chunk's lock.  Never two chunks at once; no system call under them that waits
@@ -48,6 +48,13 @@ struct chunk {
 	uint16_t next;      /* where a sequential reader would fault next */
 	uint8_t around;     /* pages the next sequential fault brings back */
 	bool watched;       /* registered for MISSING */
+	/* owned by the reclaimer: what the last pass saw; see huge.c */
+	bool huge;          /* one huge page */
+	bool arm;           /* the next pass asks for notes of writes */
+	bool home;          /* nothing of it was away */
+	uint8_t rest;       /* passes until it may be re-formed again */
+	uint8_t oldest;     /* greatest age of a page that may be taken */
+	uint16_t present, takeable, young;
 };
 
 struct pages {
@@ -85,7 +92,8 @@ struct engine {
 	void *fatal_ctx;
 	uint64_t pass_ns;
 	uint8_t *base;      /* of guest RAM, dense */
-	uint8_t *staging;
+	uint8_t *staging;   /* starts on 2 MiB, and is a multiple of it */
+	void *staging_map;
 	uint64_t slots;     /* pages of staging */
 	int uffd, pagemap;
 	uint8_t *stop_page; /* touched to end the fault threads */
@@ -105,6 +113,11 @@ struct engine {
 	uint32_t *slot_owner;    /* [slots] page index, or SLOT_EMPTY */
 	uint64_t head, tail;     /* slots used, slots emptied; ever rising */
 	uint64_t cursor;         /* where the sweep for cold pages goes on */
+	uint64_t sample_cursor, watch_cursor;
+	uint64_t bare;           /* 1 + the chunk that lost its registration; 0: none */
+	unsigned idle_shift;     /* rounds with nothing to take come so much slower */
+	bool huge;               /* guest RAM may have huge pages */
+	bool plenty;             /* far enough under the limit; two thresholds */
 	struct page_region *regions;
 
 	/* told to the reclaimer, under wake_lock */
@@ -115,6 +128,7 @@ struct engine {
 
 	/* anybody's to read */
 	_Atomic uint64_t present_pages;
+	_Atomic uint64_t watched_chunks;
 	_Atomic uint64_t age_pages[ENGINE_AGES];
 	atomic_flag dead;
 };
@@ -142,6 +156,11 @@ int64_t engine_move(struct engine *e, void *to, void *from, uint64_t n);
 
 /* Has the kernel tell us of touches of missing pages in it.  Lock held. 0 or -errno. */
 int engine_watch(struct engine *e, uint64_t chunk);
+/* The kernel serves them again; nothing of the chunk may be away.  Its pages look
+ * written from then on.  Lock held. 0 or -errno. */
+int engine_unwatch(struct engine *e, uint64_t chunk);
+/* The notes of writes of a chunk are dropped: its pages look written. 0 or -errno. */
+int engine_disarm(struct engine *e, uint64_t chunk);
 
 /* fault.c */
 struct fault_server; /* what one fault thread works with */
@@ -177,12 +196,34 @@ bool read_start(struct reader *r, struct page_read *rd);
 /* Waits for the disk.  `buf` holds AROUND_MAX pages. */
 void read_by_hand(struct reader *r, struct page_read *rd, uint8_t *buf);
 
+/* huge.c */
+enum huge_take {
+	TAKE_SMALL, /* from chunks that are not huge pages any more */
+	TAKE_WHOLE, /* huge pages, each as a whole */
+	TAKE_ANY,   /* breaks a huge page for what is cold in it */
+};
+/* The chunks from `from` on that a pass treats alike: where they end, and whether it
+ * is to note writes in them. Page numbers. */
+uint64_t huge_run_end(const struct engine *e, uint64_t from, bool *arm);
+/* The pass begins, and has ended, with this chunk. */
+void huge_chunk_begin(struct engine *e, struct chunk *c, bool is_huge);
+void huge_chunk_end(struct engine *e, struct chunk *c);
+/* Is there anything of that kind, as cold as that, by the last pass? */
+bool huge_offers(const struct chunk *c, enum huge_take kind, unsigned min_age);
+/* All of guest RAM is registered with the kernel, or is again. */
+bool huge_repair(struct engine *e);
+/* The part of a round that is not about taking. `over`: there is something to take. */
+void huge_round(struct engine *e, bool over);
+/* True while rounds are worth having though nobody wants memory. */
+bool huge_has_work(const struct engine *e);
+
 /* reclaim.c */
 int reclaim_start(struct engine *e);
 void reclaim_stop(struct engine *e);
 /* One round: look at every page, then take what is over the limit or was asked
  * for.  True when there is more to do and it got somewhere. */
 bool engine_tick(struct engine *e);
+uint64_t engine_held_pages(const struct engine *e);
 void engine_pass(struct engine *e);
 
 #endif

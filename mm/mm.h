@@ -2,7 +2,7 @@
  * mm/: a VM's memory.  ram.c owns the only mapping of guest memory; host.c is
  * the table of system calls the engine makes, so that tests can make any of
  * them fail; balloon/ turns page numbers the guest gave back into few madvise
- * calls; engine.c, with page.c, fault.c and reclaim.c, takes cold pages and
+ * calls; engine.c, with page.c, fault.c, reclaim.c and huge.c, takes cold pages and
  * brings them back, and swap/ is where they are meanwhile.
  *
  * Threads: ram_at() and the other const lookups from any thread, lock-free,
@@ -73,6 +73,9 @@ struct mm_host {
 	int (*ring_init)(unsigned depth, struct io_uring *ring);
 	int (*ring_submit)(struct io_uring *ring);
 	int (*ring_wait)(struct io_uring *ring, struct io_uring_cqe **cqe, bool wait);
+	/* False where the host's operator wants no huge pages: MADV_COLLAPSE makes them
+	 * all the same. */
+	bool (*huge_allowed)(void);
 };
 extern const struct mm_host mm_host_linux;
 
@@ -144,6 +147,9 @@ void ram_set_guard(struct ram *ram, const struct ram_guard *guard, void *ctx);
 /* Asks for huge pages in the 2 MiB blocks wholly inside the range, unless the
  * VM's setting is never.  For images about to be loaded densely. */
 void ram_expect_dense(const struct ram *ram, gpa_t addr, uint64_t len_bytes);
+
+/* The setting it was created with. */
+enum ram_huge ram_huge_setting(const struct ram *ram);
 
 /* Bytes of guest RAM now backed by host memory, by the kernel's own account; 0.5
  * ms a GiB in small pages.  Any thread.  -errno when the kernel does not say. */

@@ -354,6 +354,11 @@ void ram_expect_dense(const struct ram *ram, gpa_t addr, uint64_t len_bytes)
 		log_debug("memory: no huge pages for a dense image: %s", strerror(errno));
 }
 
+enum ram_huge ram_huge_setting(const struct ram *ram)
+{
+	return ram->huge;
+}
+
 /* ---- resident bytes ------------------------------------------------------ */
 
 /* One call of mincore, whose answer is a byte a page. */

@@ -55,7 +55,7 @@ static void note_absent(struct page *p)
 	p->back = 0;
 }
 
-static void note_present(struct page *p, bool written, struct tally *t)
+static void note_present(struct chunk *c, struct page *p, bool written, struct tally *t)
 {
 	if (written) {
 		p->age = 0;
@@ -67,6 +67,11 @@ static void note_present(struct page *p, bool written, struct tally *t)
 	p->present = 1;
 	t->present++;
 	t->age[p->age]++;
+	c->present++;
+	c->young += p->age <= 1;
+	c->takeable += !p->hard;
+	if (!p->hard && p->age > c->oldest)
+		c->oldest = p->age;
 }
 
 /* Pages [from, to), all of one kind. */
@@ -80,16 +85,20 @@ static void note_range(struct engine *e, uint64_t from, uint64_t to, uint64_t ca
 		if (end > to)
 			end = to;
 		pthread_mutex_lock(&c->lock);
+		if (from % CHUNK_PAGES == 0)
+			huge_chunk_begin(e, c, categories & PAGE_IS_HUGE);
 		for (; from < end; from++) {
 			struct page *p = &e->pages.page[from];
 
 			if (p->state != PAGE_GUEST)
 				continue;
 			if (categories & PAGE_IS_PRESENT)
-				note_present(p, categories & PAGE_IS_WRITTEN, t);
+				note_present(c, p, categories & PAGE_IS_WRITTEN, t);
 			else
 				note_absent(p);
 		}
+		if (from % CHUNK_PAGES == 0)
+			huge_chunk_end(e, c);
 		pthread_mutex_unlock(&c->lock);
 	}
 }
@@ -108,18 +117,19 @@ static uint64_t scan_end(const struct pm_scan_arg *a, const struct page_region *
 /* One call's worth from page `from` on; returns where the next one starts. */
 static int64_t scan_some(struct engine *e, uint64_t from, struct tally *t)
 {
-	uint64_t base = (uint64_t)e->base, at = from;
+	bool arm;
+	uint64_t base = (uint64_t)e->base, at = from, end = huge_run_end(e, from, &arm);
 	struct pm_scan_arg a = {
 		.size = sizeof(a),
-		.flags = PM_SCAN_WP_MATCHING | PM_SCAN_CHECK_WPASYNC,
+		.flags = (arm ? PM_SCAN_WP_MATCHING : 0) | PM_SCAN_CHECK_WPASYNC,
 		.start = base + (from << PAGE_SHIFT),
-		.end = base + (e->pages.count << PAGE_SHIFT),
+		.end = base + (end << PAGE_SHIFT),
 		.vec = (uint64_t)e->regions,
 		.vec_len = SCAN_REGIONS,
 		/* has memory of its own: not the kernel's zero page */
 		.category_mask = PAGE_IS_PRESENT | PAGE_IS_PFNZERO,
 		.category_inverted = PAGE_IS_PFNZERO,
-		.return_mask = PAGE_IS_PRESENT | PAGE_IS_WRITTEN,
+		.return_mask = PAGE_IS_PRESENT | PAGE_IS_WRITTEN | PAGE_IS_HUGE,
 	};
 	int n = e->host->ioctl(e->pagemap, PAGEMAP_SCAN, &a);
 
@@ -142,6 +152,10 @@ void engine_pass(struct engine *e)
 {
 	struct tally t = { 0 };
 
+	if (!huge_repair(e)) {
+		counter_inc(CTR_engine_scan_errors);
+		return;
+	}
 	for (uint64_t at = 0; at < e->pages.count;) {
 		int64_t next = scan_some(e, at, &t);
 
@@ -260,19 +274,119 @@ static unsigned age_for(const struct engine *e, uint64_t want)
 	}
 }
 
-static uint64_t stage(struct engine *e, uint64_t want)
+static bool all_cold(const struct engine *e, uint64_t chunk, unsigned min_age)
 {
-	unsigned min_age = age_for(e, want);
+	for (uint64_t i = 0; i < CHUNK_PAGES; i++)
+		if (!is_cold(&e->pages.page[chunk * CHUNK_PAGES + i], min_age))
+			return false;
+	return true;
+}
+
+/* Passes over slots until the head is at a multiple of 2 MiB with that much free. */
+static bool align_head(struct engine *e)
+{
+	uint64_t pad = -e->head % CHUNK_PAGES;
+
+	if (e->head == e->tail)
+		e->tail += pad;
+	else if (slots_free(e) < pad + CHUNK_PAGES)
+		return false;
+	for (uint64_t i = e->head; i < e->head + pad; i++)
+		e->slot_owner[i % e->slots] = SLOT_EMPTY;
+	e->head += pad;
+	return slots_free(e) >= CHUNK_PAGES;
+}
+
+/* A huge page that is cold throughout, in one move: the kernel then moves the huge page
+ * itself (3 us), where both ends are aligned and the slots have no page table left. */
+static uint64_t move_whole(struct engine *e, uint64_t first)
+{
+	int64_t done = engine_move(e, slot_at(e, e->head % e->slots), page_at(e, first),
+				   CHUNK_PAGES);
+
+	counter_add(CTR_engine_huge_whole, done == CHUNK_PAGES);
+	if (done < 0) {
+		note_refused(e, first, done);
+		return 0;
+	}
+	note_staged(e, first, (uint64_t)done);
+	/* A part: each other page must be asked for too, as the kernel may have moved more
+	 * than it says, and a page it has moved must not pass for one in guest RAM. */
+	return (uint64_t)done + stage_run(e, first + (uint64_t)done, CHUNK_PAGES - (uint64_t)done);
+}
+
+static uint64_t stage_whole(struct engine *e, uint64_t chunk, unsigned min_age)
+{
+	struct chunk *c = &e->pages.chunk[chunk];
+	uint64_t taken = 0;
+
+	pthread_mutex_lock(&c->lock);
+	if (c->away == 0 && all_cold(e, chunk, min_age) && !engine_watch(e, chunk))
+		taken = move_whole(e, chunk * CHUNK_PAGES);
+	c->takeable = 0; /* whatever came of it, not again before a pass has looked */
+	pthread_mutex_unlock(&c->lock);
+	return taken;
+}
+
+static uint64_t stage_small(struct engine *e, uint64_t chunk, unsigned min_age, uint64_t want)
+{
+	uint64_t taken = stage_chunk(e, chunk, min_age, want);
+
+	counter_add(CTR_engine_huge_broken, taken && e->pages.chunk[chunk].huge);
+	if (taken)
+		e->pages.chunk[chunk].huge = false;
+	return taken;
+}
+
+struct sweep {
+	enum huge_take kind;
+	unsigned min_age;
+	bool no_room; /* out */
+};
+
+static uint64_t sweep(struct engine *e, struct sweep *s, uint64_t want)
+{
 	uint64_t taken = 0;
 
 	for (uint64_t n = 0; n < e->pages.chunk_count && taken < want && slots_free(e); n++) {
-		/* a discard waits for one chunk at most */
-		pthread_mutex_lock(&e->take);
-		taken += stage_chunk(e, e->cursor, min_age, want - taken);
-		pthread_mutex_unlock(&e->take);
+		if (huge_offers(&e->pages.chunk[e->cursor], s->kind, s->min_age)) {
+			s->no_room = s->kind == TAKE_WHOLE && !align_head(e);
+			if (s->no_room)
+				break;
+			/* a discard waits for one chunk at most */
+			pthread_mutex_lock(&e->take);
+			taken += s->kind == TAKE_WHOLE ?
+					 stage_whole(e, e->cursor, s->min_age) :
+					 stage_small(e, e->cursor, s->min_age, want - taken);
+			pthread_mutex_unlock(&e->take);
+		}
 		if (taken < want && slots_free(e))
 			e->cursor = (e->cursor + 1) % e->pages.chunk_count;
 	}
+	return taken;
+}
+
+/* Coldest first, by powers of two of age.  Of the same coldness, what is in small pages
+ * goes before huge pages do, and those go whole.  A huge page is broken, for the part
+ * of it that is cold, when nothing else is left. */
+static uint64_t stage(struct engine *e, uint64_t want)
+{
+	static const enum huge_take kinds[] = { TAKE_SMALL, TAKE_WHOLE, TAKE_ANY };
+	unsigned min_age = age_for(e, want), level = ENGINE_AGES;
+	uint64_t taken = 0;
+
+	do {
+		level = level / 2 > min_age ? level / 2 : min_age;
+		/* only at last is anything broken */
+		for (unsigned k = 0; k < (level > min_age ? 2 : ARRAY_LEN(kinds)); k++) {
+			struct sweep s = { .kind = kinds[k], .min_age = level };
+
+			if (taken < want)
+				taken += sweep(e, &s, want - taken);
+			if (s.no_room)
+				return taken;
+		}
+	} while (level > min_age && taken < want);
 	return taken;
 }
 
@@ -319,13 +433,24 @@ static int pack_slot(struct engine *e, uint64_t slot)
 	return rc;
 }
 
+/* Where n slots from the tail on end a block of 2 MiB whose slots before them are free,
+ * the block is given back in one piece: the kernel then frees its page table too
+ * (Linux 6.14), and a huge page can be moved there whole. */
+static uint64_t whole_block(const struct engine *e, uint64_t n)
+{
+	uint64_t before = e->tail % CHUNK_PAGES;
+
+	return (before + n) % CHUNK_PAGES == 0 && slots_free(e) >= CHUNK_PAGES ? before : 0;
+}
+
 /* Gives back the memory of n slots from the tail on (in a row), then frees them. */
 static bool empty_slots(struct engine *e, uint64_t n)
 {
-	uint8_t *at = slot_at(e, e->tail % e->slots);
+	uint64_t before = whole_block(e, n);
+	uint8_t *at = slot_at(e, e->tail % e->slots - before);
 	int tries = 0;
 
-	while (e->host->madvise(at, n << PAGE_SHIFT, MADV_DONTNEED) < 0)
+	while (e->host->madvise(at, (before + n) << PAGE_SHIFT, MADV_DONTNEED) < 0)
 		if (++tries == 3)
 			return false; /* another round will try again */
 	e->tail += n;
@@ -368,7 +493,7 @@ static uint64_t pack(struct engine *e, uint64_t to, uint64_t want, bool *full)
 
 /* ---- rounds --------------------------------------------------------------------- */
 
-static uint64_t held_pages(const struct engine *e)
+uint64_t engine_held_pages(const struct engine *e)
 {
 	return atomic_load(&e->present_pages) +
 	       atomic_load(&e->pages.in_state[PAGE_STAGED]) +
@@ -391,7 +516,7 @@ static uint64_t pages_over(const struct engine *e)
 {
 	uint64_t limit = atomic_load(&e->limit_bytes) >> PAGE_SHIFT;
 	uint64_t want = atomic_load(&e->wanted_bytes) >> PAGE_SHIFT;
-	uint64_t held = held_pages(e), over = limit && held > limit ? held - limit : 0;
+	uint64_t held = engine_held_pages(e), over = limit && held > limit ? held - limit : 0;
 
 	return over > want ? over : want;
 }
@@ -422,6 +547,7 @@ bool engine_tick(struct engine *e)
 
 	engine_pass(e);
 	over = pages_over(e);
+	huge_round(e, over);
 	if (!over)
 		return false;
 	packed = pack(e, before, over, &full);
@@ -453,13 +579,14 @@ static void *reclaim_main(void *arg)
 	while (!e->stopping) {
 		struct timespec until;
 
-		if (!atomic_load(&e->limit_bytes) && !atomic_load(&e->wanted_bytes)) {
+		if (!atomic_load(&e->limit_bytes) && !atomic_load(&e->wanted_bytes) &&
+		    !huge_has_work(e)) {
 			pthread_cond_wait(&e->wake, &e->wake_lock);
 			continue;
 		}
 		if (!more) {
 			clock_gettime(CLOCK_REALTIME, &until);
-			until.tv_nsec += (long)e->pass_ns;
+			until.tv_nsec += (long)(e->pass_ns << e->idle_shift);
 			until.tv_sec += until.tv_nsec / 1000000000;
 			until.tv_nsec %= 1000000000;
 			pthread_cond_timedwait(&e->wake, &e->wake_lock, &until);

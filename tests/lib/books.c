@@ -141,7 +141,8 @@ static bool pages_wrong(struct engine *e, char *why, size_t size)
 		if (page_wrong(e, i, ram, staging)) {
 			snprintf(why, size, "page %" PRIu64 " in state %u, payload %" PRIu64
 				 ": guest RAM %s memory", i, (unsigned)e->pages.page[i].state,
-				 (uint64_t)e->pages.page[i].payload, ram[i] >> 62 ? "has" : "has no");
+				 (uint64_t)e->pages.page[i].payload,
+				 ram[i] >> 62 ? "has" : "has no");
 			bad = true;
 		}
 	for (uint64_t s = 0; s < e->slots && !bad; s++)

@@ -103,7 +103,7 @@ static void box_open(struct box *b, enum ram_huge huge, struct engine_config cfg
 
 	memset(b, 0, sizeof(*b));
 	b->host = host;
-	rc = ram_create(&b->ram, &(struct ram_config){ .size_bytes = BOX_BYTES, .huge = huge }, &err);
+	rc = ram_create(&b->ram, &(struct ram_config){ BOX_BYTES, .huge = huge }, &err);
 	cr_assert_eq(rc, 0, "%s", err.msg);
 	b->mem = ram_slot(b->ram, 0)->hva;
 	cfg.ram = b->ram;
