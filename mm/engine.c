@@ -392,7 +392,7 @@ void engine_destroy(struct engine **ep)
 
 /* ---- being told, and telling ------------------------------------------------- */
 
-static void wake_reclaimer(struct engine *e)
+void engine_wake_reclaimer(struct engine *e)
 {
 	pthread_mutex_lock(&e->wake_lock);
 	pthread_cond_signal(&e->wake);
@@ -402,13 +402,13 @@ static void wake_reclaimer(struct engine *e)
 void engine_limit(struct engine *e, uint64_t bytes)
 {
 	atomic_store(&e->limit_bytes, bytes);
-	wake_reclaimer(e);
+	engine_wake_reclaimer(e);
 }
 
 void engine_reclaim(struct engine *e, uint64_t bytes)
 {
 	atomic_fetch_add(&e->wanted_bytes, bytes);
-	wake_reclaimer(e);
+	engine_wake_reclaimer(e);
 }
 
 static uint64_t load(const _Atomic uint64_t *v)

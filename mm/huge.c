@@ -162,7 +162,10 @@ static bool release(struct engine *e, uint64_t chunk)
 	if (c->away == 0)
 		done = !(watched ? engine_unwatch(e, chunk) : engine_disarm(e, chunk));
 	pthread_mutex_unlock(&c->lock);
-	counter_add(CTR_engine_unwatched, done && watched);
+	if (done && watched) {
+		counter_inc(CTR_engine_unwatched);
+		throttle_count_unseen(e, c);
+	}
 	return done;
 }
 
@@ -173,7 +176,7 @@ static unsigned unwatch_some(struct engine *e)
 	for (uint64_t left = e->pages.chunk_count; left && done < UNWATCH_ROUND; left--) {
 		struct chunk *c = &e->pages.chunk[e->watch_cursor];
 
-		if (c->watched && c->home && huge_repair(e))
+		if (c->watched && c->home && throttle_may_unwatch(e, c) && huge_repair(e))
 			done += release(e, e->watch_cursor);
 		e->watch_cursor = (e->watch_cursor + 1) % e->pages.chunk_count;
 	}
@@ -303,5 +306,6 @@ void huge_round(struct engine *e, bool over)
 	} else {
 		sample_some(e);
 	}
+	throttle_watch(e);
 	pace(e, done);
 }

@@ -1,5 +1,6 @@
 /*
- * The engine's inside, shared by engine.c, page.c, fault.c, read.c, reclaim.c and huge.c.
+ * The engine's inside, shared by its files: engine.c, page.c, fault.c, read.c,
+ * reclaim.c, huge.c, throttle.c.
  *
  * Locks, in order: `turn` (which fault thread listens) or `take` (a reclaimer's batch
  * against a discard), then one chunk's lock.  Never two chunks at once; no system call under them that waits
@@ -129,6 +130,10 @@ struct engine {
 	/* anybody's to read */
 	_Atomic uint64_t present_pages;
 	_Atomic uint64_t watched_chunks;
+	_Atomic uint64_t unseen_pages;  /* missing from chunks nobody watches */
+	_Atomic uint64_t arrived_pages; /* by faults since the last pass */
+	_Atomic bool hurried;           /* the reclaimer was woken for them */
+	_Atomic bool helpless;          /* over the limit, and nothing more can be taken */
 	_Atomic uint64_t age_pages[ENGINE_AGES];
 	atomic_flag dead;
 };
@@ -161,6 +166,7 @@ int engine_watch(struct engine *e, uint64_t chunk);
 int engine_unwatch(struct engine *e, uint64_t chunk);
 /* The notes of writes of a chunk are dropped: its pages look written. 0 or -errno. */
 int engine_disarm(struct engine *e, uint64_t chunk);
+void engine_wake_reclaimer(struct engine *e);
 
 /* fault.c */
 struct fault_server; /* what one fault thread works with */
@@ -216,6 +222,18 @@ bool huge_repair(struct engine *e);
 void huge_round(struct engine *e, bool over);
 /* True while rounds are worth having though nobody wants memory. */
 bool huge_has_work(const struct engine *e);
+
+/* throttle.c: a guest that takes new memory faster than it can be taken away. */
+/* How long this fault is to wait before it is served; counts its page.  Any thread,
+ * no lock held. */
+uint64_t throttle_ns(struct engine *e, uint64_t index);
+/* What is to be free under the limit, while new memory comes fast. */
+uint64_t throttle_reserve_pages(const struct engine *e);
+/* Has chunks with missing pages watched, so many that new memory is seen in time. */
+void throttle_watch(struct engine *e);
+bool throttle_may_unwatch(const struct engine *e, const struct chunk *c);
+/* The chunk is watched no longer. */
+void throttle_count_unseen(struct engine *e, const struct chunk *c);
 
 /* reclaim.c */
 int reclaim_start(struct engine *e);

@@ -2,8 +2,8 @@
  * mm/: a VM's memory.  ram.c owns the only mapping of guest memory; host.c is
  * the table of system calls the engine makes, so that tests can make any of
  * them fail; balloon/ turns page numbers the guest gave back into few madvise
- * calls; engine.c, with page.c, fault.c, reclaim.c and huge.c, takes cold pages and
- * brings them back, and swap/ is where they are meanwhile.
+ * calls; engine.c, with page.c, fault.c, reclaim.c, huge.c and throttle.c, takes
+ * cold pages and brings them back, and swap/ is where they are meanwhile.
  *
  * Threads: ram_at() and the other const lookups from any thread, lock-free,
  * since the map is fixed at create.  ram_discard() from the loop thread.  Guest

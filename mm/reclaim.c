@@ -44,6 +44,7 @@
 
 struct tally {
 	uint64_t present;
+	uint64_t unseen;
 	uint64_t age[ENGINE_AGES];
 };
 
@@ -97,8 +98,10 @@ static void note_range(struct engine *e, uint64_t from, uint64_t to, uint64_t ca
 			else
 				note_absent(p);
 		}
-		if (from % CHUNK_PAGES == 0)
+		if (from % CHUNK_PAGES == 0) {
 			huge_chunk_end(e, c);
+			t->unseen += c->watched ? 0 : CHUNK_PAGES - c->present;
+		}
 		pthread_mutex_unlock(&c->lock);
 	}
 }
@@ -152,6 +155,7 @@ void engine_pass(struct engine *e)
 {
 	struct tally t = { 0 };
 
+	atomic_store(&e->arrived_pages, 0);
 	if (!huge_repair(e)) {
 		counter_inc(CTR_engine_scan_errors);
 		return;
@@ -167,6 +171,7 @@ void engine_pass(struct engine *e)
 	}
 	counter_inc(CTR_engine_passes);
 	atomic_store(&e->present_pages, t.present);
+	atomic_store(&e->unseen_pages, t.unseen);
 	for (unsigned i = 0; i < ENGINE_AGES; i++)
 		atomic_store(&e->age_pages[i], t.age[i]);
 }
@@ -516,7 +521,8 @@ static uint64_t pages_over(const struct engine *e)
 {
 	uint64_t limit = atomic_load(&e->limit_bytes) >> PAGE_SHIFT;
 	uint64_t want = atomic_load(&e->wanted_bytes) >> PAGE_SHIFT;
-	uint64_t held = engine_held_pages(e), over = limit && held > limit ? held - limit : 0;
+	uint64_t held = engine_held_pages(e) + (limit ? throttle_reserve_pages(e) : 0);
+	uint64_t over = limit && held > limit ? held - limit : 0;
 
 	return over > want ? over : want;
 }
@@ -543,18 +549,22 @@ static void spill_excess(struct engine *e)
 bool engine_tick(struct engine *e)
 {
 	uint64_t over, packed, staged = 0, before = e->head;
-	bool full = false;
+	bool full = false, at_floor;
 
 	engine_pass(e);
 	over = pages_over(e);
+	atomic_store(&e->hurried, false);
 	huge_round(e, over);
-	if (!over)
+	if (!over) {
+		atomic_store(&e->helpless, false);
 		return false;
+	}
 	packed = pack(e, before, over, &full);
 	count_down(e, packed);
 	spill_excess(e);
 	over = over > packed ? over - packed : 0;
-	if (over > above_floor(e)) {
+	at_floor = over > above_floor(e);
+	if (at_floor) {
 		counter_inc(CTR_engine_floor);
 		over = above_floor(e);
 	}
@@ -562,6 +572,7 @@ bool engine_tick(struct engine *e)
 		staged = stage(e, over < ROUND_PAGES ? over : ROUND_PAGES);
 	if (e->tier->tidy)
 		e->tier->tidy(e->tier_ctx);
+	atomic_store(&e->helpless, at_floor || full || !(packed + staged));
 	/* No room, or nothing left that packs: what was asked for cannot be had. */
 	if (full || (!packed && !staged && e->head == e->tail))
 		atomic_store(&e->wanted_bytes, 0);

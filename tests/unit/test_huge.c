@@ -522,7 +522,6 @@ Test(huge, whole_page_moved_and_denied_is_not_lost)
 struct toucher {
 	struct box *b;
 	_Atomic bool stop;
-	_Atomic uint64_t touches;
 };
 
 /* Touches pages nobody has, of a chunk that is watched and un-watched all the while.
@@ -534,7 +533,6 @@ static void *touch_main(void *arg)
 
 	while (!t->stop) {
 		__atomic_fetch_add(box_at(t->b, i++ % CHUNK_PAGES), 1, __ATOMIC_RELAXED);
-		t->touches++;
 	}
 	return NULL;
 }
@@ -551,7 +549,7 @@ Test(huge, faults_in_flight_are_answered_whoever_watches, .timeout = 120)
 	c = &b.e->pages.chunk[0];
 	for (unsigned i = 0; i < ARRAY_LEN(thread); i++)
 		pthread_create(&thread[i], NULL, touch_main, &t);
-	for (unsigned i = 0; i < 3000; i++) {
+	for (unsigned i = 0; i < 3000 || counter_get(CTR_engine_faults_untouched) < 100; i++) {
 		pthread_mutex_lock(&c->lock);
 		cr_assert_eq(engine_watch(b.e, 0), 0);
 		pthread_mutex_unlock(&c->lock);
@@ -563,8 +561,6 @@ Test(huge, faults_in_flight_are_answered_whoever_watches, .timeout = 120)
 	t.stop = true;
 	for (unsigned i = 0; i < ARRAY_LEN(thread); i++)
 		pthread_join(thread[i], NULL);
-	cr_assert_gt(t.touches, 3000);
-	cr_assert_gt(counter_get(CTR_engine_faults_untouched), 0);
 	box_close(&b);
 }
 
