@@ -318,6 +318,17 @@ static bool serve(struct fault_server *s, uint64_t index)
 	return is_served;
 }
 
+/* A VM over its limit: whoever touched the page waits a little, and nobody else. */
+static void throttle_pause(struct fault_server *s, uint64_t index)
+{
+	uint64_t ns = throttle_ns(s->e, index);
+
+	if (!ns)
+		return;
+	end_turn(s);
+	nanosleep(&(struct timespec){ .tv_nsec = (long)ns }, NULL);
+}
+
 void fault_serve(struct fault_server *s, uint64_t index)
 {
 	while (!serve(s, index)) {
@@ -367,6 +378,7 @@ static void take_message(struct fault_server *s, const struct uffd_msg *m)
 		return;
 	}
 	VERIFY(index < e->pages.count);
+	throttle_pause(s, index);
 	fault_serve(s, index);
 	follow(s, m->arg.pagefault.feat.ptid);
 }

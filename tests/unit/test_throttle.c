@@ -1,12 +1,14 @@
 /*
  * A guest that takes new memory flat out (mm/throttle.c): how long faults are made to
- * wait, and which chunks are watched for it.
+ * wait, and how far beyond its limit the VM gets.
  */
 #include <criterion/criterion.h>
 
 #include <errno.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "mm/internal.h"
 #include "mm/swap/swap.h"
@@ -15,12 +17,22 @@
 #define VM_BYTES (512 * MiB)
 #define LIMIT_BYTES (64 * MiB)
 #define LIMIT_PAGES (LIMIT_BYTES >> PAGE_SHIFT)
+#define WRITERS 2
+
+/* Under a sanitizer the process has shadow memory too, and the writers are slow: then
+ * only bytes are checked, not bounds. */
+#if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
+#define SANITIZED true
+#else
+#define SANITIZED false
+#endif
 
 struct vm {
 	struct ram *ram;
 	struct engine *e;
 	struct swap *swap;
 	uint8_t *mem;
+	_Atomic unsigned running;
 };
 
 static void vm_open(struct vm *v, struct engine_config cfg)
@@ -58,6 +70,121 @@ static void write_page(uint64_t *w, uint64_t seed, enum content content)
 		seed = seed * 6364136223846793005u + 1442695040888963407u;
 		w[i] = content == RANDOM ? seed * (seed >> 32) : i % 8 ? 0x2020 : seed;
 	}
+}
+
+struct writer {
+	struct vm *v;
+	uint64_t from, to; /* pages */
+	enum content content;
+};
+
+static void *write_main(void *arg)
+{
+	struct writer *w = arg;
+
+	for (uint64_t i = w->from; i < w->to; i++)
+		write_page((uint64_t *)(w->v->mem + (i << PAGE_SHIFT)), i + 1, w->content);
+	w->v->running--;
+	return NULL;
+}
+
+/* All this process has: a page that is just being moved or packed is not counted twice. */
+static uint64_t own_bytes(void)
+{
+	unsigned long resident = 0;
+	FILE *f = fopen("/proc/self/statm", "re");
+
+	cr_assert(f && fscanf(f, "%*u %lu", &resident) == 1);
+	fclose(f);
+	return resident << PAGE_SHIFT;
+}
+
+/* Pages [0, pages) as new memory, by several writers.  The most ever held. */
+static uint64_t write_flat_out(struct vm *v, uint64_t pages, enum content content)
+{
+	struct writer w[WRITERS];
+	pthread_t t[WRITERS];
+	uint64_t most = 0, before = own_bytes();
+
+	v->running = WRITERS;
+	for (unsigned i = 0; i < WRITERS; i++) {
+		w[i] = (struct writer){ v, pages * i / WRITERS, pages * (i + 1) / WRITERS,
+					content };
+		pthread_create(&t[i], NULL, write_main, &w[i]);
+	}
+	while (v->running) {
+		uint64_t held = own_bytes() - before;
+
+		most = held > most ? held : most;
+		usleep(1000);
+	}
+	for (unsigned i = 0; i < WRITERS; i++)
+		pthread_join(t[i], NULL);
+	return most;
+}
+
+/* Until so many rounds are over: the pass of another one has ended. */
+static void await_rounds(uint64_t n)
+{
+	uint64_t until = counter_get(CTR_engine_passes) + n + 1;
+
+	while (counter_get(CTR_engine_passes) < until)
+		usleep(1000);
+}
+
+/* What was written is read back: the limit did not cost a byte. */
+static void check_written(struct vm *v, uint64_t pages, enum content content)
+{
+	uint64_t page[PAGE_BYTES / sizeof(uint64_t)];
+
+	for (uint64_t i = 0; i < pages; i++) {
+		write_page(page, i + 1, content);
+		cr_assert_eq(memcmp(page, v->mem + (i << PAGE_SHIFT), PAGE_BYTES), 0, "page %lu",
+			     (unsigned long)i);
+	}
+}
+
+static void report(const char *what, uint64_t most, uint64_t began_ns)
+{
+	fprintf(stderr, "%s, in %lu ms, under a limit of %lu MiB: %lu MiB held at most; %lu faults "
+		"waited %lu ms\n", what, (unsigned long)((now_ns() - began_ns) / 1000000),
+		(unsigned long)(LIMIT_BYTES / MiB), (unsigned long)(most / MiB),
+		(unsigned long)counter_get(CTR_engine_throttled),
+		(unsigned long)(counter_get(CTR_engine_throttled_ns) / 1000000));
+}
+
+/* Without the brake they hold all they write: twice the limit. */
+Test(throttle, writers_of_new_memory_stay_near_the_limit, .timeout = 300)
+{
+	static struct vm v;
+	uint64_t began, most;
+
+	vm_open(&v, (struct engine_config){ .fault_threads = WRITERS });
+	engine_limit(v.e, LIMIT_BYTES);
+	await_rounds(1);
+	began = now_ns();
+	most = write_flat_out(&v, 2 * LIMIT_PAGES, PACKS_WELL);
+	report("128 MiB that pack well", most, began);
+	cr_assert(SANITIZED || most <= LIMIT_BYTES * 9 / 8);
+	check_written(&v, 2 * LIMIT_PAGES, PACKS_WELL);
+	vm_close(&v);
+}
+
+/* Nothing helps here: the VM grows, but slowly, and goes on. */
+Test(throttle, memory_that_does_not_pack_comes_slowly, .timeout = 300)
+{
+	static struct vm v;
+	uint64_t began, most;
+
+	vm_open(&v, (struct engine_config){ .fault_threads = WRITERS });
+	engine_limit(v.e, LIMIT_BYTES);
+	await_rounds(1);
+	began = now_ns();
+	most = write_flat_out(&v, LIMIT_PAGES * 9 / 8, RANDOM);
+	report("72 MiB that do not pack", most, began);
+	cr_assert(SANITIZED || counter_get(CTR_engine_throttled) > 100);
+	check_written(&v, LIMIT_PAGES * 9 / 8, RANDOM);
+	vm_close(&v);
 }
 
 #define MANUAL ((struct engine_config){ .manual = true, .fault_threads = 1 })
