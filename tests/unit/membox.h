@@ -24,6 +24,7 @@ struct box {
 	struct engine *e;
 	uint8_t *mem;
 	struct mm_host host;
+	const struct mm_tier *tier; /* box_tier unless it was set */
 	/* the tier: copies by page index; ref is index + 1 */
 	uint8_t *of[BOX_PAGES];
 	_Atomic uint64_t held;
@@ -88,27 +89,29 @@ static const struct mm_tier box_tier = {
 	.put = box_put, .get = box_get, .drop = box_drop, .held_bytes = box_held,
 };
 
-static void box_fatal(void *ctx, const char *why)
+static inline void box_fatal(void *ctx, const char *why)
 {
 	cr_log_info("%s", why);
 	((struct box *)ctx)->fatal++;
 }
 
-/* b->host may have been set before; cfg's tier, host and RAM are filled in here. */
-static void box_open(struct box *b, enum ram_huge huge, struct engine_config cfg)
+/* b->host and b->tier may have been set before; cfg's host, tier and RAM are filled in. */
+static inline void box_open(struct box *b, enum ram_huge huge, struct engine_config cfg)
 {
 	struct mm_host host = b->host.mmap ? b->host : mm_host_linux;
+	const struct mm_tier *tier = b->tier ? b->tier : &box_tier;
 	struct err err = { "" };
 	int rc;
 
 	memset(b, 0, sizeof(*b));
 	b->host = host;
+	b->tier = tier;
 	rc = ram_create(&b->ram, &(struct ram_config){ BOX_BYTES, .huge = huge }, &err);
 	cr_assert_eq(rc, 0, "%s", err.msg);
 	b->mem = ram_slot(b->ram, 0)->hva;
 	cfg.ram = b->ram;
 	cfg.host = &b->host;
-	cfg.tier = &box_tier;
+	cfg.tier = b->tier;
 	cfg.tier_ctx = b;
 	cfg.fatal = box_fatal;
 	cfg.fatal_ctx = b;
@@ -119,7 +122,7 @@ static void box_open(struct box *b, enum ram_huge huge, struct engine_config cfg
 }
 
 /* A fault wakes the toucher before the books are written, under the chunk's lock. */
-static void box_settle(struct box *b)
+static inline void box_settle(struct box *b)
 {
 	for (uint64_t i = 0; i < b->e->pages.chunk_count; i++) {
 		pthread_mutex_lock(&b->e->pages.chunk[i].lock);
@@ -127,7 +130,7 @@ static void box_settle(struct box *b)
 	}
 }
 
-static void box_check_books(struct box *b)
+static inline void box_check_books(struct box *b)
 {
 	char why[200];
 
@@ -135,7 +138,7 @@ static void box_check_books(struct box *b)
 	cr_assert_eq(books_check(b->e, why, sizeof(why)), 0, "%s", why);
 }
 
-static void box_close(struct box *b)
+static inline void box_close(struct box *b)
 {
 	reclaim_stop(b->e);
 	box_check_books(b);

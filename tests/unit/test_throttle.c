@@ -83,7 +83,8 @@ static void *write_main(void *arg)
 	struct writer *w = arg;
 
 	for (uint64_t i = w->from; i < w->to; i++)
-		write_page((uint64_t *)(w->v->mem + (i << PAGE_SHIFT)), i + 1, w->content);
+		write_page((uint64_t *)(w->v->mem + (i << PAGE_SHIFT)), i + 1,
+			   w->content);
 	w->v->running--;
 	return NULL;
 }
