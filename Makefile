@@ -132,6 +132,12 @@ $(FAKEVMM): $(call obj,tests/cli/fakevmm.c) $(VMMLIB) $(LIB)
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(LDFLAGS_BRIM) $(LDFLAGS) -o $@ $^ $(LIBS_VMM) $(LIBS_LIB)
 
+# Helpers of tests/vm that run beside a VM.
+VMTOOLS := $(patsubst tests/vm/%.c,$(BUILD)/tests/%,$(wildcard tests/vm/*.c))
+$(VMTOOLS): $(BUILD)/tests/%: $(BUILD)/obj/tests/vm/%.o
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(LDFLAGS_BRIM) $(LDFLAGS) -o $@ $^
+
 check-cli: $(BINS) $(FAKEVMM)
 	$(Q)tests/cli/check-cli $(BUILD)/bin/brim $(FAKEVMM)
 
@@ -142,7 +148,7 @@ test: deps
 	$(Q)$(MAKE) --no-print-directory tsan
 	$(Q)$(MAKE) --no-print-directory fuzz FUZZ_SECONDS=10
 
-check-vm: $(BINS) $(UNIT) bench-build
+check-vm: $(BINS) $(UNIT) $(VMTOOLS) bench-build
 	$(Q)tests/vm/check $(VM_ARGS)
 
 # The emulated host's own test: minutes, and only of interest to who changes it.
