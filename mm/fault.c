@@ -117,7 +117,8 @@ static void serve_guest(struct engine *e, uint64_t index)
 	int rc = zero_in(e, index);
 
 	counter_inc(CTR_engine_faults_untouched);
-	if (rc == -EEXIST)
+	/* ENOENT: not watched any more, so that its own touch gets the page. */
+	if (rc == -EEXIST || rc == -ENOENT)
 		fault_wake(e, index, 1);
 	else if (rc)
 		engine_dead(e, index, "no memory for a page never touched", rc);

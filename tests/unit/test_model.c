@@ -9,9 +9,9 @@
  *   tick, limit    GUEST              GUEST, STAGED
  *                  STAGED             STAGED; by its content: FILLED, PACKED, or GUEST where it
  *                                     does not pack or the tier is full
- *                  FILLED, PACKED     the same
+ *                  the others         the same
  *   discard        anything           GUEST, reading zero
- *   tier's move    PACKED             PACKED, elsewhere
+ *   tier's move    PACKED, DISK       PACKED or DISK, elsewhere
  *
  * Each sequence runs in a child.  One that fails is cut down while it goes on failing,
  * and printed.  Every transition the table allows must have been seen; every other one
@@ -29,7 +29,7 @@
 
 #define AREA (3 * CHUNK_PAGES) /* pages the operations are about */
 #define OPS 400u
-#define STATES (PAGE_PACKED + 1)
+#define STATES PAGE_STATES
 
 #define CHECK(c, ...) do { if (!(c)) model_failed(#c, __VA_ARGS__); } while (0)
 
@@ -62,6 +62,7 @@ struct model {
 	uint8_t content[AREA], state[AREA];
 	_Atomic uint64_t ref[AREA]; /* where the tier has it; 0: nowhere */
 	uint64_t next_ref;
+	int disk; /* page i's block is block i */
 	bool full;
 };
 
@@ -106,20 +107,49 @@ static int model_get(void *ctx, uint64_t ref, uint64_t i, void *page)
 	return box_get(ctx, i + 1, i, page);
 }
 
-static void model_drop(void *ctx, uint64_t ref)
+static uint64_t owner_of(struct model *m, uint64_t ref)
 {
-	struct model *m = of_box(ctx);
 	uint64_t i = 0;
 
 	while (i < AREA && m->ref[i] != ref)
 		i++;
-	CHECK(i < AREA, "%lu dropped, which is no page's", (unsigned long)ref);
+	CHECK(i < AREA, "%lu is no page's", (unsigned long)ref);
+	return i;
+}
+
+static void model_drop(void *ctx, uint64_t ref)
+{
+	struct model *m = of_box(ctx);
+	uint64_t i = owner_of(m, ref);
+
 	m->ref[i] = 0;
 	box_drop(ctx, i + 1);
 }
 
+static void model_pin(void *ctx, uint64_t ref, struct mm_extent *out)
+{
+	struct model *m = of_box(ctx);
+
+	*out = (struct mm_extent){ m->disk, PAGE_BYTES, owner_of(m, ref) << PAGE_SHIFT };
+}
+
+/* One operation at a time: nothing is written while it is being read. */
+static void model_unpin(void *ctx, uint64_t ref)
+{
+	(void)ctx, (void)ref;
+}
+
+static int model_unpack(void *ctx, uint64_t ref, uint64_t i, const struct mm_read *from, void *page)
+{
+	CHECK(of_box(ctx)->ref[i] == ref, "page %lu unpacked from %lu", (unsigned long)i,
+	      (unsigned long)ref);
+	memcpy(page, from->raw + (i << PAGE_SHIFT) - from->of.offset, PAGE_BYTES);
+	return 0;
+}
+
 static const struct mm_tier model_tier = {
 	.put = model_put, .get = model_get, .drop = model_drop, .held_bytes = box_held,
+	.pin = model_pin, .unpin = model_unpin, .unpack = model_unpack,
 };
 
 /* ---- content ----------------------------------------------------------------------- */
@@ -214,7 +244,7 @@ static void compare(struct model *m, enum op_kind op, uint64_t at)
 
 		CHECK(may_become(m, i, is_round, to), "page %lu from %d to %d", (unsigned long)i,
 		      from, to);
-		CHECK((m->ref[i] != 0) == (to == PAGE_PACKED || to == PAGE_FILLED),
+		CHECK((m->ref[i] != 0) == (to != PAGE_GUEST && to != PAGE_STAGED),
 		      "page %lu in state %d, ref %lu", (unsigned long)i, to,
 		      (unsigned long)m->ref[i]);
 		if (from != to)
@@ -250,19 +280,29 @@ static uint64_t find(struct model *m, uint64_t from, enum page_state s)
 	return i;
 }
 
-static void move_in_tier(struct model *m, uint64_t i, bool late)
+static void write_block(struct model *m, uint64_t i)
 {
-	uint64_t from = m->ref[i] + late, to = m->next_ref + 100;
-	bool there = m->state[i] == PAGE_PACKED && !late;
+	CHECK(pwrite(m->disk, m->box.of[i], PAGE_BYTES, (off_t)(i << PAGE_SHIFT)) ==
+	      (ssize_t)PAGE_BYTES, "page %lu", (unsigned long)i);
+}
 
-	CHECK(engine_moved(m->box.e, i, from, to) == there, "page %lu, state %d", (unsigned long)i,
-	      m->state[i]);
+static void move_in_tier(struct model *m, uint64_t i, enum mm_kept kept, bool late)
+{
+	enum page_state from = m->state[i], to = kept == MM_DISK ? PAGE_DISK : PAGE_PACKED;
+	struct mm_move v = { m->ref[i] + late, m->next_ref + 100, kept };
+	bool there = (from == PAGE_PACKED || from == PAGE_DISK) && !late;
+
+	if (there && to == PAGE_DISK)
+		write_block(m, i);
+	CHECK(engine_moved(m->box.e, i, &v) == there, "page %lu, state %d", (unsigned long)i, from);
 	if (!there)
 		return;
-	m->ref[i] = to;
-	m->next_ref = to;
-	CHECK(entry(m, i).payload == to, "page %lu", (unsigned long)i);
-	m->seen->moves[PAGE_PACKED][PAGE_PACKED]++;
+	m->ref[i] = v.to;
+	m->next_ref = v.to;
+	CHECK(entry(m, i).payload == v.to && entry(m, i).state == to, "page %lu",
+	      (unsigned long)i);
+	m->seen->moves[from][to]++;
+	m->state[i] = to;
 }
 
 static void read_run(struct model *m, uint64_t i, uint64_t n)
@@ -305,13 +345,14 @@ static void one(struct model *m, const struct op *op)
 		discard(m, op->page, op->n < AREA - op->page ? op->n : AREA - op->page);
 		break;
 	case OP_DISCARD_AWAY:
-		discard(m, find(m, op->page, PAGE_STAGED + op->n % 3), 1);
+		discard(m, find(m, op->page, PAGE_STAGED + op->n % 4), 1);
 		break;
 	case OP_MOVE:
-		move_in_tier(m, find(m, op->page, PAGE_PACKED), false);
+		move_in_tier(m, find(m, op->page, op->n & 1 ? PAGE_DISK : PAGE_PACKED),
+			     op->n & 2 ? MM_DISK : MM_PACKED, false);
 		break;
 	case OP_MOVE_STALE:
-		move_in_tier(m, op->page, true);
+		move_in_tier(m, op->page, MM_PACKED, true);
 		break;
 	default:
 		m->box.full_at = m->full = op->n % 4 == 0;
@@ -325,6 +366,8 @@ static void __attribute__((noreturn)) run(struct seen *seen, const struct op *op
 
 	m.seen = seen;
 	m.box.tier = &model_tier;
+	m.disk = memfd_create("model", MFD_CLOEXEC);
+	CHECK(m.disk >= 0 && ftruncate(m.disk, AREA << PAGE_SHIFT) == 0, "no memfd");
 	box_open(&m.box, RAM_HUGE_AUTO, BOX_MANUAL);
 	for (unsigned i = 0; i < n; i++) {
 		one(&m, &ops[i]);
