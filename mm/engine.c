@@ -314,7 +314,8 @@ static int set_up(struct engine *e, const struct engine_config *cfg, struct err 
 		return rc;
 	e->slot_owner = malloc(e->slots * sizeof(*e->slot_owner));
 	e->regions = malloc(SCAN_REGIONS * sizeof(*e->regions));
-	if (!e->slot_owner || !e->regions)
+	e->rearmed = malloc(SCAN_REGIONS * sizeof(*e->rearmed));
+	if (!e->slot_owner || !e->regions || !e->rearmed)
 		return err_sys(err, -ENOMEM, "memory: no room for the engine's tables");
 	memset(e->slot_owner, 0xff, e->slots * sizeof(*e->slot_owner));
 	rc = register_range(e, e->base, ram_bytes, UFFDIO_REGISTER_MODE_WP);
@@ -344,6 +345,7 @@ int engine_create(struct engine **out, const struct engine_config *cfg, struct e
 	e->fatal = cfg->fatal;
 	e->fatal_ctx = cfg->fatal_ctx;
 	e->pass_ns = cfg->pass_ns ? cfg->pass_ns : PASS_NS;
+	e->manual = cfg->manual;
 	e->base = ram_slot(e->ram, 0)->hva;
 	e->uffd = e->pagemap = -1;
 	e->cpu_of = cfg->cpu_of;
@@ -383,6 +385,7 @@ void engine_destroy(struct engine **ep)
 	pages_fini(&e->pages);
 	free(e->slot_owner);
 	free(e->regions);
+	free(e->rearmed);
 	pthread_cond_destroy(&e->wake);
 	pthread_mutex_destroy(&e->wake_lock);
 	pthread_mutex_destroy(&e->take);
@@ -428,7 +431,7 @@ void engine_stats(const struct engine *e, struct engine_stats *out)
 		.own_bytes = e->pages.count * sizeof(struct page) +
 			     e->pages.chunk_count * sizeof(struct chunk) +
 			     e->slots * sizeof(*e->slot_owner) +
-			     SCAN_REGIONS * sizeof(*e->regions) + sizeof(*e),
+			     2 * SCAN_REGIONS * sizeof(*e->regions) + sizeof(*e),
 		.limit_bytes = load(&e->limit_bytes),
 		.wanted_bytes = load(&e->wanted_bytes),
 	};

@@ -112,15 +112,22 @@ void fault_wake(struct engine *e, uint64_t index, uint64_t n)
 }
 
 /* Nothing of this page is away: it needs a zero page, or has one already. */
-static void serve_guest(struct engine *e, uint64_t index)
+static void serve_guest(struct fault_server *s, uint64_t index)
 {
+	struct engine *e = s->e;
 	int rc = zero_in(e, index);
 
 	counter_inc(CTR_engine_faults_untouched);
+	/* EEXIST is also Linux's answer where no page is, but a note that it is armed: only
+	 * a copy goes over that, and to wake alone would be to wake it for ever. */
+	if (rc == -EEXIST) {
+		memset(s->buf, 0, PAGE_BYTES);
+		rc = (int)fault_copy_in(e, index, s->buf, 1);
+	}
 	/* ENOENT: not watched any more, so that its own touch gets the page. */
 	if (rc == -EEXIST || rc == -ENOENT)
 		fault_wake(e, index, 1);
-	else if (rc)
+	else if (rc < 0)
 		engine_dead(e, index, "no memory for a page never touched", rc);
 }
 
@@ -234,6 +241,13 @@ static int64_t place_run(struct fault_server *s, uint64_t index, uint64_t n)
 	return done;
 }
 
+/* Pages that came home without a fault of their own, which would have counted them. */
+static void note_around(struct engine *e, uint64_t n)
+{
+	counter_add(CTR_engine_pages_around, n);
+	atomic_fetch_add(&e->arrived_pages, n);
+}
+
 /* What else a sequential reader will want, past pages that are home already.  Nobody
  * waits for it, so what goes wrong is left for its own fault.  Returns where it ended. */
 static uint64_t bring_around(struct fault_server *s, uint64_t index, uint64_t end)
@@ -246,7 +260,7 @@ static uint64_t bring_around(struct fault_server *s, uint64_t index, uint64_t en
 		if (rc || done < 0)
 			break;
 		index += (uint64_t)done;
-		counter_add(CTR_engine_pages_around, n ? (uint64_t)done : 0);
+		note_around(s->e, n ? (uint64_t)done : 0);
 	}
 	return index;
 }
@@ -271,7 +285,7 @@ static void serve_tier(struct fault_server *s, struct chunk *c, uint64_t index)
 		return;
 	}
 	counter_inc(CTR_engine_faults_packed);
-	counter_add(CTR_engine_pages_around, (uint64_t)done - 1);
+	note_around(s->e, (uint64_t)done - 1);
 	c->next = (uint16_t)(bring_around(s, index + (uint64_t)done, end) % CHUNK_PAGES);
 }
 
@@ -308,7 +322,7 @@ static bool serve(struct fault_server *s, uint64_t index)
 		is_served = rd;
 		break;
 	default:
-		serve_guest(e, index);
+		serve_guest(s, index);
 	}
 	pthread_mutex_unlock(&c->lock);
 	counter_add(CTR_engine_faults_disk, rd != NULL);

@@ -92,6 +92,7 @@ struct engine {
 	void (*fatal)(void *ctx, const char *why);
 	void *fatal_ctx;
 	uint64_t pass_ns;
+	bool manual;        /* a pass in every round: tests */
 	uint8_t *base;      /* of guest RAM, dense */
 	uint8_t *staging;   /* starts on 2 MiB, and is a multiple of it */
 	void *staging_map;
@@ -113,13 +114,14 @@ struct engine {
 	/* owned by the reclaimer */
 	uint32_t *slot_owner;    /* [slots] page index, or SLOT_EMPTY */
 	uint64_t head, tail;     /* slots used, slots emptied; ever rising */
+	uint64_t next_pass_ns;
 	uint64_t cursor;         /* where the sweep for cold pages goes on */
 	uint64_t sample_cursor, watch_cursor;
 	uint64_t bare;           /* 1 + the chunk that lost its registration; 0: none */
 	unsigned idle_shift;     /* rounds with nothing to take come so much slower */
 	bool huge;               /* guest RAM may have huge pages */
 	bool plenty;             /* far enough under the limit; two thresholds */
-	struct page_region *regions;
+	struct page_region *regions, *rearmed; /* [SCAN_REGIONS] */
 
 	/* told to the reclaimer, under wake_lock */
 	pthread_mutex_t wake_lock;

@@ -214,6 +214,8 @@ static uint64_t home_run(struct reader *r, struct page_read *rd, uint64_t i, con
 	}
 	fault_home(r->e, rd->index + i, (uint64_t)done);
 	counter_add(CTR_engine_pages_disk, (uint64_t)done);
+	/* the page that faulted was counted then */
+	atomic_fetch_add(&r->e->arrived_pages, (uint64_t)done - (i == 0));
 	return (uint64_t)done;
 }
 

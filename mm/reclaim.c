@@ -12,7 +12,8 @@
  * between leaves a slot that is empty or stale; the tail passes over it.
  *
  * The target is met by rounds (engine_tick): a round packs what earlier rounds
- * staged, then stages as much again as is still over.  When too little is cold,
+ * staged, then stages as much again as is still over.  Rounds are as many as it takes,
+ * passes are one in pass_ns, or fewer where they are slow.  When too little is cold,
  * younger pages are taken; a limit is a limit.
  *
  * Threads: the reclaimer only (or a test in its place).
@@ -34,6 +35,7 @@
 #define ROUND_PAGES 4096u /* staged in one go at most, between looks at the target */
 #define AGE_MAX (ENGINE_AGES - 1)
 #define FLOOR_SHARE 8
+#define PASS_SHARE 20u /* a pass of 5 ms, and the next 100 ms after its begin at the earliest */
 #define ROOM_PAGES 256u /* asked for at a time, so that a put never waits */
 /* Of a limit, what is packed may take half; where there is a disk, the rest goes there.
  * Less would read from disk what could be unpacked, more would leave the guest so little
@@ -117,27 +119,81 @@ static uint64_t scan_end(const struct pm_scan_arg *a, const struct page_region *
 	return a->walk_end > regions[n - 1].end ? a->walk_end : regions[n - 1].end;
 }
 
+static int scan(struct engine *e, struct pm_scan_arg *a)
+{
+	int n;
+
+	a->size = sizeof(*a);
+	a->flags |= PM_SCAN_CHECK_WPASYNC;
+	/* has memory of its own: not the kernel's zero page */
+	a->category_mask |= PAGE_IS_PRESENT | PAGE_IS_PFNZERO;
+	a->category_inverted = PAGE_IS_PFNZERO;
+	n = e->host->ioctl(e->pagemap, PAGEMAP_SCAN, a);
+	return n < 0 ? -errno : n;
+}
+
+/* Has the kernel note the next write to pages of [from, to), of which it told that they
+ * were written. */
+static int rearm(struct engine *e, uint64_t from, uint64_t to)
+{
+	struct pm_scan_arg a = {
+		.flags = PM_SCAN_WP_MATCHING,
+		.start = from, .end = to,
+		/* Not wanted; but without a place for it the kernel arms all of the range, and
+		 * leaves its note where there is no page. */
+		.vec = (uint64_t)e->rearmed,
+		.vec_len = (to - from) / PAGE_BYTES < SCAN_REGIONS ? (to - from) / PAGE_BYTES
+								   : SCAN_REGIONS,
+		.category_mask = PAGE_IS_WRITTEN,
+		.return_mask = PAGE_IS_WRITTEN,
+	};
+	int n = from < to ? scan(e, &a) : 0;
+
+	counter_add(CTR_engine_rearms, from < to);
+	return n < 0 ? n : 0;
+}
+
+/* A re-arming scan drops what KVM has mapped of all of its range, written or not, and the
+ * guest's next touch of each page there is an exit and a walk.  So it is a second call,
+ * for what the first found written, and gaps of this many bytes. */
+#define REARM_GAP (32 * PAGE_BYTES)
+
+static int rearm_written(struct engine *e, const struct page_region *r, int n)
+{
+	uint64_t from = 0, to = 0;
+	int rc = 0;
+
+	for (int i = 0; i < n && !rc; i++) {
+		if (!(r[i].categories & PAGE_IS_WRITTEN))
+			continue;
+		if (r[i].start > to + REARM_GAP) {
+			rc = rearm(e, from, to);
+			from = r[i].start;
+		}
+		to = r[i].end;
+	}
+	return rc ? rc : rearm(e, from, to);
+}
+
 /* One call's worth from page `from` on; returns where the next one starts. */
 static int64_t scan_some(struct engine *e, uint64_t from, struct tally *t)
 {
 	bool arm;
 	uint64_t base = (uint64_t)e->base, at = from, end = huge_run_end(e, from, &arm);
 	struct pm_scan_arg a = {
-		.size = sizeof(a),
-		.flags = (arm ? PM_SCAN_WP_MATCHING : 0) | PM_SCAN_CHECK_WPASYNC,
 		.start = base + (from << PAGE_SHIFT),
 		.end = base + (end << PAGE_SHIFT),
 		.vec = (uint64_t)e->regions,
 		.vec_len = SCAN_REGIONS,
-		/* has memory of its own: not the kernel's zero page */
-		.category_mask = PAGE_IS_PRESENT | PAGE_IS_PFNZERO,
-		.category_inverted = PAGE_IS_PFNZERO,
 		.return_mask = PAGE_IS_PRESENT | PAGE_IS_WRITTEN | PAGE_IS_HUGE,
 	};
-	int n = e->host->ioctl(e->pagemap, PAGEMAP_SCAN, &a);
+	int n = scan(e, &a), rc;
 
 	if (n < 0)
-		return -errno;
+		return n;
+	rc = arm ? rearm_written(e, e->regions, n) : 0;
+	if (rc)
+		return rc;
 	for (int i = 0; i < n; i++) {
 		uint64_t first = (e->regions[i].start - base) >> PAGE_SHIFT;
 		uint64_t last = (e->regions[i].end - base) >> PAGE_SHIFT;
@@ -191,12 +247,23 @@ static uint64_t slots_in_row(const struct engine *e)
 	return to_end < slots_free(e) ? to_end : slots_free(e);
 }
 
+/* What the last pass counted and a later round takes.  A page that came home since was
+ * not in it, hence no less than 0.  Only the reclaimer writes it. */
+static void count_off(_Atomic uint64_t *count, uint64_t n)
+{
+	uint64_t was = atomic_load(count);
+
+	atomic_store(count, was > n ? was - n : 0);
+}
+
 static void note_staged(struct engine *e, uint64_t index, uint64_t n)
 {
 	for (uint64_t i = 0; i < n; i++, e->head++) {
 		e->slot_owner[e->head % e->slots] = (uint32_t)(index + i);
+		count_off(&e->age_pages[e->pages.page[index + i].age], 1);
 		page_set(&e->pages, index + i, PAGE_STAGED, e->head % e->slots);
 	}
+	count_off(&e->present_pages, n);
 	counter_add(CTR_engine_staged, n);
 }
 
@@ -408,6 +475,7 @@ static void give_back(struct engine *e, uint64_t index, bool hard)
 	}
 	e->pages.page[index].hard = hard;
 	e->pages.page[index].back = 1;
+	atomic_fetch_add(&e->present_pages, 1);
 	counter_inc(hard ? CTR_engine_incompressible : CTR_engine_tier_full);
 }
 
@@ -521,7 +589,8 @@ static uint64_t pages_over(const struct engine *e)
 {
 	uint64_t limit = atomic_load(&e->limit_bytes) >> PAGE_SHIFT;
 	uint64_t want = atomic_load(&e->wanted_bytes) >> PAGE_SHIFT;
-	uint64_t held = engine_held_pages(e) + (limit ? throttle_reserve_pages(e) : 0);
+	uint64_t held = engine_held_pages(e) + atomic_load(&e->arrived_pages) +
+			(limit ? throttle_reserve_pages(e) : 0);
 	uint64_t over = limit && held > limit ? held - limit : 0;
 
 	return over > want ? over : want;
@@ -546,20 +615,31 @@ static void spill_excess(struct engine *e)
 		e->tier->spill(e->tier_ctx, held - share);
 }
 
-bool engine_tick(struct engine *e)
+/* Rounds that follow each other go by the last pass for a while: a pass is time of this
+ * thread, and what it re-arms costs the guest. */
+static void pass_if_due(struct engine *e)
 {
-	uint64_t over, packed, staged = 0, before = e->head;
-	bool full = false, at_floor;
+	uint64_t began = now_ns(), took;
 
+	if (!e->manual && began < e->next_pass_ns)
+		return;
 	engine_pass(e);
-	over = pages_over(e);
-	atomic_store(&e->hurried, false);
-	huge_round(e, over);
-	if (!over) {
-		atomic_store(&e->helpless, false);
-		return false;
-	}
-	packed = pack(e, before, over, &full);
+	took = now_ns() - began;
+	e->next_pass_ns = began + (took * PASS_SHARE > e->pass_ns ? took * PASS_SHARE : e->pass_ns);
+}
+
+static void tidy(struct engine *e)
+{
+	if (e->tier->tidy)
+		e->tier->tidy(e->tier_ctx);
+}
+
+/* Gets rid of `over` pages, or of as many as a round does. True: it got somewhere. */
+static bool take(struct engine *e, uint64_t over)
+{
+	bool full = false, at_floor;
+	uint64_t packed = pack(e, e->head, over, &full), staged = 0;
+
 	count_down(e, packed);
 	spill_excess(e);
 	over = over > packed ? over - packed : 0;
@@ -570,13 +650,28 @@ bool engine_tick(struct engine *e)
 	}
 	if (over && !full)
 		staged = stage(e, over < ROUND_PAGES ? over : ROUND_PAGES);
-	if (e->tier->tidy)
-		e->tier->tidy(e->tier_ctx);
 	atomic_store(&e->helpless, at_floor || full || !(packed + staged));
 	/* No room, or nothing left that packs: what was asked for cannot be had. */
 	if (full || (!packed && !staged && e->head == e->tail))
 		atomic_store(&e->wanted_bytes, 0);
 	return !full && over && packed + staged;
+}
+
+bool engine_tick(struct engine *e)
+{
+	uint64_t over;
+	bool more = false;
+
+	pass_if_due(e);
+	over = pages_over(e);
+	atomic_store(&e->hurried, false);
+	huge_round(e, over);
+	if (over)
+		more = take(e, over);
+	else
+		atomic_store(&e->helpless, false);
+	tidy(e);
+	return more;
 }
 
 static void *reclaim_main(void *arg)

@@ -339,6 +339,11 @@ static uint64_t disk_used_segments(const struct swap *s)
 
 /* While others work, packed bytes may be read a moment before or after the
  * segments are: then holes come out too small or too large, never held_bytes. */
+uint64_t swap_held_bytes(const struct swap *s)
+{
+	return atomic_load(&s->pool.held) * SEGMENT_BYTES + s->table_bytes + spill_held_bytes(s);
+}
+
 void swap_stats(const struct swap *s, struct swap_stats *out)
 {
 	uint64_t packed = atomic_load(&s->pool.bytes);

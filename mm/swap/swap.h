@@ -135,6 +135,8 @@ struct swap_stats {
 	uint64_t disk_size_bytes; /* all segments */
 };
 void swap_stats(const struct swap *s, struct swap_stats *out);
+/* held_bytes alone: faults of a VM near its limit ask for it. */
+uint64_t swap_held_bytes(const struct swap *s);
 
 /* Only with a disk, and from the thread that puts; they wait for it where they must.
  * swap_room(): so many pages that fit now, at most `pages`.  swap_spill(): moves the

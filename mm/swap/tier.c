@@ -41,10 +41,7 @@ static void tier_drop(void *ctx, uint64_t ref)
 
 static uint64_t tier_held_bytes(void *ctx)
 {
-	struct swap_stats st;
-
-	swap_stats(ctx, &st);
-	return st.held_bytes;
+	return swap_held_bytes(ctx);
 }
 
 /* What goes wrong here has its counter, and loses nothing: the holes stay. */

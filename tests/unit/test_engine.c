@@ -523,6 +523,25 @@ Test(engine, moves_done_but_denied_lose_nothing)
 	box_close(&b);
 }
 
+/* The kernel then denies it a zero page as if there were one. */
+Test(engine, untouched_page_that_is_only_armed_reads_zero)
+{
+	static struct box b;
+	struct pm_scan_arg a = { .size = sizeof(a), .flags = PM_SCAN_WP_MATCHING };
+
+	cr_assert_eq(box_open(&b, MANUAL), 0);
+	fill_first(&b, 8);
+	push_out(&b, 8);
+	a.start = (uint64_t)at(&b, 100);
+	a.end = a.start + PAGE_BYTES;
+	cr_assert_geq(ioctl(b.e->pagemap, PAGEMAP_SCAN, &a), 0);
+	cr_assert_eq(at(&b, 100)[17], 0);
+	at(&b, 100)[17] = 5;
+	cr_assert_eq(at(&b, 100)[17], 5);
+	check_first(&b, 8);
+	box_close(&b);
+}
+
 Test(engine, untouched_memory_of_a_watched_chunk_reads_zero)
 {
 	static struct box b;
