@@ -65,7 +65,7 @@ static int parse_fd(const char *text, int *fd)
 static int parse_args(int argc, char **argv, struct args *a)
 {
 	*a = (struct args){ -1, -1 };
-	for (int i = 1; i < argc; i++) {
+	for (int i = 1; i < argc; i += 2) {
 		bool config = strcmp(argv[i], "--config-fd") == 0;
 
 		if (strcmp(argv[i], "--version") == 0) {
@@ -81,7 +81,6 @@ static int parse_args(int argc, char **argv, struct args *a)
 			fprintf(stderr, "brim-vmm: bad argument '%s' (see --help)\n", argv[i]);
 			return 3;
 		}
-		i++;
 	}
 	if (a->config_fd < 0) {
 		fputs("brim-vmm: --config-fd is needed (see --help)\n", stderr);
