@@ -33,7 +33,7 @@
 
 void engine_dead(struct engine *e, uint64_t index, const char *what, int rc)
 {
-	char why[160];
+	char why[400]; /* as long as describe()'s, and the rest */
 
 	counter_inc(CTR_engine_lost_pages);
 	if (atomic_flag_test_and_set(&e->dead))

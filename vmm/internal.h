@@ -249,7 +249,7 @@ struct machine {
 	pthread_cond_t cond;
 	/* under lock */
 	enum vm_end end;
-	char end_detail[256];
+	char end_detail[512];
 	bool paused, quit;
 	unsigned parked;
 };

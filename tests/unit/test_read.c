@@ -37,6 +37,7 @@ struct copies {
 	int fd;
 	_Atomic uint64_t held;
 	_Atomic bool is_damaged;
+	int long_name; /* so many bytes are added to describe() */
 };
 
 static uint64_t index_of(uint64_t ref)
@@ -152,8 +153,10 @@ static int copies_unpack(void *ctx, uint64_t ref, uint64_t index, const struct m
 
 static void copies_describe(void *ctx, uint64_t ref, char *text, size_t size)
 {
-	(void)ctx;
-	snprintf(text, size, "the file at %lu", (unsigned long)index_of(ref));
+	const struct copies *c = ctx;
+
+	snprintf(text, size, "the file at %lu%*s", (unsigned long)index_of(ref),
+		 c->long_name, "");
 }
 
 static const struct mm_tier copies_tier = {
@@ -554,6 +557,28 @@ static int64_t broken_pread(int fd, void *buf, size_t len, int64_t off)
 		return -1;
 	}
 	return mm_host_linux.pread(fd, buf, len, off);
+}
+
+/* A path may be long, and what comes after it is the reason. */
+Test(read, lost_page_of_a_file_with_a_long_name_has_its_reason)
+{
+	static struct box b;
+	struct fault_server *s;
+
+	box_open(&b, MANUAL);
+	cr_assert_eq(fault_server_create(&s, b.e), 0);
+	fill(&b, 8);
+	push_to_disk(&b, 8);
+	b.copies.is_damaged = true;
+	b.copies.long_name = 220;
+	fault_serve(s, 3);
+	fault_server_destroy(&s);
+	wait_for_fatal(&b);
+	while (b.copies.pins[3])
+		usleep(500);
+	cr_assert_not_null(strstr(b.why, "is damaged: Input/output error"), "%s", b.why);
+	b.copies.is_damaged = false;
+	box_close(&b);
 }
 
 Test(read, failed_read_is_tried_by_hand_before_it_is_believed)
