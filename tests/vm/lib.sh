@@ -2,8 +2,11 @@
 # lib.sh: what the tests with real guests share.  Sourced by each t_*.
 #
 # Waiting is always for something seen (a line of a console, a number of a status),
-# with a deadline, never for a time alone.
+# with a deadline, never for a time alone.  Deadlines are written as for a quiet machine;
+# one that is busy with other things gets PATIENCE times as long.
 set -euo pipefail
+
+PATIENCE=${VM_PATIENCE:-4}
 
 say() { printf '%s\n' "$*"; }
 fail() { printf 'fail: %s\n' "$*"; exit 1; }
@@ -24,16 +27,17 @@ vm_start() {
 
 # wait_line FILE REGEX SECONDS
 wait_line() {
-	local end=$((SECONDS + $3))
+	local end=$((SECONDS + $3 * PATIENCE))
 	until grep -aqE "$2" "$1" 2>/dev/null; do
-		[ $SECONDS -lt $end ] || fail "no '$2' in $1 within $3 s"
+		[ $SECONDS -lt $end ] || fail "no '$2' in $1 within $(($3 * PATIENCE)) s"
 		sleep 0.1
 	done
 }
 
 # wait_until SECONDS COMMAND...
 wait_until() {
-	local end=$((SECONDS + $1)) limit=$1
+	local limit=$(($1 * PATIENCE))
+	local end=$((SECONDS + limit))
 	shift
 	until "$@"; do
 		[ $SECONDS -lt $end ] || fail "not within $limit s: $*"
