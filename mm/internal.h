@@ -229,6 +229,8 @@ bool huge_has_work(const struct engine *e);
 /* How long this fault is to wait before it is served; counts its page.  Any thread,
  * no lock held. */
 uint64_t throttle_ns(struct engine *e, uint64_t index);
+/* May the VM take so many more pages, and nobody have to wait for it? */
+bool throttle_has_room(struct engine *e, uint64_t pages);
 /* What is to be free under the limit, while new memory comes fast. */
 uint64_t throttle_reserve_pages(const struct engine *e);
 /* Has chunks with missing pages watched, so many that new memory is seen in time. */

@@ -10,7 +10,8 @@
  * the limit's worth of it in a tenth of a second.  So a VM with a limit has unwatched
  * only as much missing memory as fits under the limit in any case (I1); beyond that its
  * chunks are watched, and new memory comes by way of a fault thread, which counts it.
- * The price is a round trip for a page that is new, for VMs near their limit only.
+ * The price is a round trip for a page that is new, for VMs near their limit only; and
+ * while there is room, one is for many pages that are touched in order.
  *
  * The guest's own tasks wait, nobody else's; and each wait is bounded, since a vCPU in
  * a fault cannot take an interrupt.
@@ -79,6 +80,14 @@ uint64_t throttle_ns(struct engine *e, uint64_t index)
 	counter_add(CTR_engine_throttled, wait != 0);
 	counter_add(CTR_engine_throttled_ns, wait);
 	return wait;
+}
+
+bool throttle_has_room(struct engine *e, uint64_t pages)
+{
+	uint64_t limit = limit_pages(e);
+
+	return !limit || engine_held_pages(e) + atomic_load(&e->unseen_pages) +
+			 atomic_load(&e->arrived_pages) + pages <= limit;
 }
 
 uint64_t throttle_reserve_pages(const struct engine *e)

@@ -556,6 +556,45 @@ Test(engine, untouched_memory_of_a_watched_chunk_reads_zero)
 	box_close(&b);
 }
 
+/* A round trip for each of its pages would be what a guest near its limit does all day. */
+Test(engine, untouched_memory_in_order_comes_many_pages_a_fault)
+{
+	static struct box b;
+	uint64_t faults;
+
+	cr_assert_eq(box_open(&b, MANUAL), 0);
+	fill_first(&b, 8);
+	push_out(&b, 8);
+	cr_assert(b.e->pages.chunk[0].watched);
+	faults = counter_get(CTR_engine_faults_untouched);
+	for (uint64_t i = 16; i < CHUNK_PAGES; i++) {
+		cr_assert_eq(at(&b, i)[17], 0);
+		fill(at(&b, i), i, 1);
+	}
+	cr_assert_leq(counter_get(CTR_engine_faults_untouched) - faults, 32);
+	for (uint64_t i = 16; i < CHUNK_PAGES; i++)
+		cr_assert(has(at(&b, i), i, 1), "page %lu", (unsigned long)i);
+	check_first(&b, 8);
+	box_close(&b);
+}
+
+Test(engine, untouched_memory_is_not_given_beyond_the_limit)
+{
+	static struct box b;
+	uint64_t faults;
+
+	cr_assert_eq(box_open(&b, MANUAL), 0);
+	fill_first(&b, 8);
+	push_out(&b, 8);
+	atomic_store(&b.e->limit_bytes, 256 << PAGE_SHIFT);
+	engine_pass(b.e);
+	faults = counter_get(CTR_engine_faults_untouched);
+	for (uint64_t i = 16; i < 32; i++)
+		cr_assert_eq(at(&b, i)[17], 0);
+	cr_assert_eq(counter_get(CTR_engine_faults_untouched) - faults, 16);
+	box_close(&b);
+}
+
 Test(engine, discarded_pages_read_zero_wherever_they_were)
 {
 	static struct box b;
