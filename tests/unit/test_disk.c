@@ -810,13 +810,13 @@ static void clean_file(enum secrecy how)
 	end();
 }
 
-Test(disk, disk_cleaned_when_full_content_kept, .timeout = 300)
+Test(disk, disk_cleaned_when_full_content_kept)
 {
 	clean_file(PLAIN);
 	clean_file(ENCRYPTED);
 }
 
-Test(disk, disk_cleaning_meets_damage_loses_nothing_else, .timeout = 300)
+Test(disk, disk_cleaning_meets_damage_loses_nothing_else)
 {
 	uint64_t before = counter_get(CTR_swap_disk_read_errors);
 	struct page got;
@@ -917,7 +917,7 @@ Test(disk, disk_of_a_device_freed_segments_discarded)
 
 /* ---- full, and errors --------------------------------------------------------------- */
 
-Test(disk, disk_and_pool_full_refused_and_nothing_lost, .timeout = 300)
+Test(disk, disk_and_pool_full_refused_and_nothing_lost)
 {
 	unsigned n = 0;
 	int rc = 0;
@@ -1026,7 +1026,7 @@ static void check_all_without_faults(void)
 	calls = made;
 }
 
-Test(disk, disk_any_call_fails_error_or_every_page_kept, .timeout = 300)
+Test(disk, disk_any_call_fails_error_or_every_page_kept)
 {
 	unsigned n, ended = 0;
 
@@ -1284,12 +1284,12 @@ static void random_run(enum secrecy how)
 	end();
 }
 
-Test(disk, disk_random_operations_equal_to_shadow, .timeout = 300)
+Test(disk, disk_random_operations_equal_to_shadow)
 {
 	random_run(PLAIN);
 }
 
-Test(disk, disk_random_operations_encrypted_equal_to_shadow, .timeout = 300)
+Test(disk, disk_random_operations_encrypted_equal_to_shadow)
 {
 	random_run(ENCRYPTED);
 }
@@ -1445,7 +1445,7 @@ static void crowd_reclaim(struct crowd *w, uint64_t until_ns)
 	}
 }
 
-Test(disk, disk_many_threads_content_and_books_right, .timeout = 300)
+Test(disk, disk_many_threads_content_and_books_right)
 {
 	uint64_t seconds = env_number("BRIM_DISK_SECONDS", 4);
 	struct crowd *w = calloc(1, sizeof(*w));

@@ -724,7 +724,7 @@ static enum outcome scenario_in_child(long n, int error)
 /* Call 0 fails, then call 1, ... until a whole run has none left to fail.  Either an
  * error was returned at the start, or every page is as it was, or the VM was ended
  * by name.  Never a third outcome. */
-Test(engine, every_call_may_fail_once, .timeout = 600)
+Test(engine, every_call_may_fail_once)
 {
 	static const int errors[] = { ENOMEM, EAGAIN, EBUSY, EEXIST };
 	unsigned seen[OUTCOMES] = { 0 };
@@ -953,12 +953,12 @@ static void stress(uint64_t swap_cap_bytes)
 	box_close(&b);
 }
 
-Test(engine, stress_no_byte_is_ever_wrong, .timeout = 900)
+Test(engine, stress_no_byte_is_ever_wrong)
 {
 	stress(0);
 }
 
-Test(engine, stress_with_the_pool_no_byte_is_ever_wrong, .timeout = 900)
+Test(engine, stress_with_the_pool_no_byte_is_ever_wrong)
 {
 	stress(1 * GiB);
 }
@@ -979,17 +979,17 @@ static void stress_with_a_file(uint64_t bytes, bool encrypt)
 	cr_assert_gt(counter_get(CTR_swap_disk_reads), 1000);
 }
 
-Test(engine, stress_with_a_swap_file_no_byte_is_ever_wrong, .timeout = 900)
+Test(engine, stress_with_a_swap_file_no_byte_is_ever_wrong)
 {
 	stress_with_a_file(64 * MiB, true);
 }
 
-Test(engine, stress_with_a_swap_file_too_small_no_byte_is_ever_wrong, .timeout = 900)
+Test(engine, stress_with_a_swap_file_too_small_no_byte_is_ever_wrong)
 {
 	stress_with_a_file(20 * MiB, false);
 }
 
-Test(engine, stress_with_a_pool_too_small_no_byte_is_ever_wrong, .timeout = 900)
+Test(engine, stress_with_a_pool_too_small_no_byte_is_ever_wrong)
 {
 	stress(6 * MiB);
 }

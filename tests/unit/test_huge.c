@@ -486,7 +486,7 @@ static bool fail_nth(long n, int error)
 }
 
 /* Nothing is lost, the VM goes on, and the books are right in the end. */
-Test(huge, every_call_of_a_plentiful_round_may_fail_once, .timeout = 300)
+Test(huge, every_call_of_a_plentiful_round_may_fail_once)
 {
 	static const int errors[] = { ENOMEM, EAGAIN, EBUSY, EINVAL };
 	long n;
@@ -537,7 +537,7 @@ static void *touch_main(void *arg)
 	return NULL;
 }
 
-Test(huge, faults_in_flight_are_answered_whoever_watches, .timeout = 120)
+Test(huge, faults_in_flight_are_answered_whoever_watches)
 {
 	static struct box b;
 	static struct toucher t;
@@ -719,12 +719,12 @@ static void stress(enum ram_huge setting)
 	box_close(&b);
 }
 
-Test(huge, stress_with_huge_pages_no_byte_is_ever_wrong, .timeout = 900)
+Test(huge, stress_with_huge_pages_no_byte_is_ever_wrong)
 {
 	stress(RAM_HUGE_ALWAYS);
 }
 
-Test(huge, stress_with_the_default_setting_no_byte_is_ever_wrong, .timeout = 900)
+Test(huge, stress_with_the_default_setting_no_byte_is_ever_wrong)
 {
 	stress(RAM_HUGE_AUTO);
 }

@@ -455,7 +455,7 @@ static void try_seed(struct seen *seen, uint64_t seed)
 	cr_assert_fail("BRIM_SEED=%lu: wrong after these %u operations", (unsigned long)seed, n);
 }
 
-Test(model, engine_does_what_the_model_does, .timeout = 900)
+Test(model, engine_does_what_the_model_does)
 {
 	const char *seed = getenv("BRIM_SEED"), *runs = getenv("BRIM_MODEL_RUNS");
 	uint64_t first = seed ? strtoull(seed, NULL, 0) : now_ns();

@@ -804,7 +804,7 @@ static void *move_and_discard(void *arg)
 	return NULL;
 }
 
-Test(read, stress_with_moves_and_discards_finds_every_byte, .timeout = 600)
+Test(read, stress_with_moves_and_discards_finds_every_byte)
 {
 	static struct stress s;
 	struct worker k[WORKERS + 1];

@@ -1070,7 +1070,7 @@ static void random_step(void)
 	discards_fail = what == 98 ? mix(&sh->random) % 3 == 0 : discards_fail;
 }
 
-Test(swap, swap_random_operations_equal_to_shadow, .timeout = 300)
+Test(swap, swap_random_operations_equal_to_shadow)
 {
 	uint64_t ops = env_number("BRIM_SWAP_OPS", 400000);
 
@@ -1200,7 +1200,7 @@ static void crowd_reclaim(struct crowd *w, uint64_t until_ns)
 	}
 }
 
-Test(swap, swap_many_threads_content_and_books_right, .timeout = 300)
+Test(swap, swap_many_threads_content_and_books_right)
 {
 	uint64_t seconds = env_number("BRIM_SWAP_SECONDS", 3);
 	struct crowd *w = calloc(1, sizeof(*w));

@@ -155,7 +155,7 @@ static void report(const char *what, uint64_t most, uint64_t began_ns)
 }
 
 /* Without the brake they hold all they write: twice the limit. */
-Test(throttle, writers_of_new_memory_stay_near_the_limit, .timeout = 300)
+Test(throttle, writers_of_new_memory_stay_near_the_limit)
 {
 	static struct vm v;
 	uint64_t began, most;
@@ -172,7 +172,7 @@ Test(throttle, writers_of_new_memory_stay_near_the_limit, .timeout = 300)
 }
 
 /* Nothing helps here: the VM grows, but slowly, and goes on. */
-Test(throttle, memory_that_does_not_pack_comes_slowly, .timeout = 300)
+Test(throttle, memory_that_does_not_pack_comes_slowly)
 {
 	static struct vm v;
 	uint64_t began, most;
