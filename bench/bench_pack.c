@@ -4,23 +4,32 @@
  * Method: guest RAM full of real pages (content.h) is taken until nothing more goes.
  * Kept are all bytes of the pool (objects, headers, holes, tables), the engine's own
  * tables for this RAM, and 4 KiB for each page that is still there because it does not
- * pack.  The figure is kept bytes over bytes of content: less is better.
+ * pack.  The figure is kept bytes over bytes of content: less is better.  Beside it,
+ * what that cost: CPU time of the process per page that is gone.
+ *
+ * lz4_ is without deltas, delta_ with LZ4's fast encoder for them, _small with its high
+ * compression encoder.  What deltas gain is a matter of what guests hold:
+ * BRIM_BENCH_PAGES (content.h) takes a real guest's memory.
  *
  * Baseline: the same pages in zram: mem_used_total of its mm_stat, and 4 KiB for each
  * page still resident.  Pages that do not compress zram keeps whole, in that number.
  * Its table (16 bytes a page of disk) and the kernel's swap map are not in it: against
  * brim by half a per cent.
  *
- * Nothing here is a matter of time: the spread is that of nothing but allocation.
+ * Bytes spread by nothing but allocation; CPU time by some per cent.
  */
 #include <stdio.h>
+#include <time.h>
 
 #include "bench/content.h"
 #include "bench/zram.h"
 
+#define NS_PER_S ((uint64_t)1000000000)
+
 struct scene {
 	struct sides sides;
 	double packed, tables, holes, refused; /* what brim keeps, in the last run */
+	double deltas, saved;
 };
 
 static double share(const struct scene *s, uint64_t bytes)
@@ -37,27 +46,40 @@ static double kept(const struct scene *s, uint64_t held_bytes, uint64_t away)
 	return share(s, held_bytes + left * PAGE_BYTES);
 }
 
+static uint64_t process_cpu_ns(void)
+{
+	struct timespec t;
+
+	VERIFY(clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t) == 0);
+	return (uint64_t)t.tv_sec * NS_PER_S + (uint64_t)t.tv_nsec;
+}
+
 static void take_brim(void *arg, double *out)
 {
 	struct scene *s = arg;
 	struct guest *g = &s->sides.guest;
 	struct engine_stats es;
 	struct swap_stats ss;
-	uint64_t away;
+	uint64_t away, cpu_ns;
 	struct err e;
 
 	if (guest_hold(g, &s->sides.content, &e))
 		bench_die(s->sides.bench, "%s", e.msg);
+	cpu_ns = process_cpu_ns();
 	guest_evict(g);
+	cpu_ns = process_cpu_ns() - cpu_ns;
 	away = guest_away_pages(g);
 	engine_stats(g->engine, &es);
 	swap_stats(g->swap, &ss);
 	VERIFY(ss.filled_pages + ss.packed_pages == away);
 	out[0] = kept(s, ss.held_bytes + es.own_bytes, away);
+	out[1] = (double)cpu_ns / (double)away;
 	s->packed = share(s, ss.packed_bytes);
 	s->tables = share(s, ss.table_bytes + es.own_bytes);
 	s->holes = share(s, ss.hole_bytes);
 	s->refused = share(s, (s->sides.content.pages - away) * PAGE_BYTES);
+	s->deltas = share(s, ss.delta_pages * PAGE_BYTES);
+	s->saved = share(s, ss.delta_saved_bytes);
 	guest_close(g);
 }
 
@@ -65,30 +87,47 @@ static void take_zram(void *arg, double *out)
 {
 	struct scene *s = arg;
 	struct zram *z = s->sides.zram;
-	uint64_t away;
+	uint64_t away, cpu_ns;
 
 	zram_hold(z, s->sides.content.page, s->sides.content.pages);
+	cpu_ns = process_cpu_ns();
 	zram_evict(z);
+	cpu_ns = process_cpu_ns() - cpu_ns;
 	away = zram_away_pages(z);
 	out[0] = kept(s, zram_held_bytes(z), away);
+	out[1] = (double)cpu_ns / (double)away;
 	zram_drop(z);
+}
+
+static void compare(struct bench *b, struct scene *s, enum swap_delta delta,
+		    const struct take_figure *figures)
+{
+	struct takes t = sides_takes(&s->sides, take_brim, take_zram, s);
+
+	t.figures[0] = figures[0];
+	t.figures[1] = figures[1];
+	s->sides.guest.delta = delta;
+	takes_compare(b, &t);
+	printf("brim, of each byte: %.4f packed, %.4f tables, %.4f holes, %.4f pages that do not "
+	       "pack; %.4f are deltas, which save %.4f\n", s->packed, s->tables, s->holes,
+	       s->refused, s->deltas, s->saved);
 }
 
 int main(int argc, char **argv)
 {
 	static struct bench b;
 	static struct scene s;
-	struct takes t;
 
 	bench_begin(&b, "bench_pack", argc, argv);
 	if (!guest_is_possible(&b))
 		return bench_end(&b);
 	sides_open(&b, &s.sides);
-	t = sides_takes(&s.sides, take_brim, take_zram, &s);
-	t.figures[0] = (struct take_figure){ "lz4_bytes", "B/B" };
-	takes_compare(&b, &t);
-	printf("brim, of each byte: %.4f packed, %.4f tables, %.4f holes, %.4f pages that do not "
-	       "pack\n", s.packed, s.tables, s.holes, s.refused);
+	compare(&b, &s, SWAP_DELTA_OFF, (struct take_figure[]){
+		{ "lz4_bytes", "B/B" }, { "lz4_cpu_per_page", "ns" } });
+	compare(&b, &s, SWAP_DELTA_FAST, (struct take_figure[]){
+		{ "delta_bytes", "B/B" }, { "delta_cpu_per_page", "ns" } });
+	compare(&b, &s, SWAP_DELTA_SMALL, (struct take_figure[]){
+		{ "delta_bytes_small", "B/B" }, { "delta_cpu_per_page_small", "ns" } });
 	sides_close(&s.sides);
 	return bench_end(&b);
 }

@@ -132,6 +132,37 @@ static void read_files(const struct bench *b, struct content *c)
 	free(r.run);
 }
 
+/* ---- a guest's memory -------------------------------------------------------------- */
+
+static const char *pages_file(void)
+{
+	return getenv("BRIM_BENCH_PAGES");
+}
+
+uint64_t content_pages(const struct bench *b, uint64_t usual)
+{
+	uint64_t pages;
+	struct stat st;
+
+	if (!pages_file())
+		return usual;
+	if (stat(pages_file(), &st) < 0)
+		bench_die(b, "%s: %s", pages_file(), strerror(errno));
+	pages = (uint64_t)st.st_size / HUGE_BYTES * CHUNK_PAGES;
+	if (pages << PAGE_SHIFT < RAM_MIN_BYTES)
+		bench_die(b, "%s: has less than %" PRIu64 " MiB", pages_file(),
+			  (uint64_t)(RAM_MIN_BYTES / MiB));
+	return pages;
+}
+
+static void read_pages(const struct bench *b, struct content *c)
+{
+	const struct run all = { .pages = (uint32_t)c->pages };
+
+	if (read_run(pages_file(), &all, c->page, c->pages) != c->pages)
+		bench_die(b, "%s: cannot be read", pages_file());
+}
+
 /* ---- content ---------------------------------------------------------------------- */
 
 static enum content_kind kind_of(const uint8_t *page)
@@ -151,14 +182,18 @@ void content_open(const struct bench *b, struct content *c, uint64_t pages)
 
 	*c = (struct content){ .page = p, .kind = calloc(pages, 1), .pages = pages };
 	VERIFY(p != MAP_FAILED && c->kind);
-	read_files(b, c);
+	if (pages_file())
+		read_pages(b, c);
+	else
+		read_files(b, c);
 	VERIFY(mlock(p, pages * PAGE_BYTES) == 0 || geteuid() != 0); /* it must not be paged out */
 	for (uint64_t i = 0; i < pages; i++) {
 		c->kind[i] = (uint8_t)kind_of(c->page + (i << PAGE_SHIFT));
 		c->of_kind[c->kind[i]]++;
 	}
-	printf("content: %" PRIu64 " MiB of this machine's programs and libraries; %.1f%% of pages "
-	       "same-filled, %.1f%% incompressible\n", pages * PAGE_BYTES / MiB,
+	printf("content: %" PRIu64 " MiB of %s; %.1f%% of pages same-filled, %.1f%% incompressible\n",
+	       pages * PAGE_BYTES / MiB,
+	       pages_file() ? pages_file() : "this machine's programs and libraries",
 	       100. * (double)c->of_kind[CONTENT_FILLED] / (double)pages,
 	       100. * (double)c->of_kind[CONTENT_HARD] / (double)pages);
 }
@@ -235,7 +270,8 @@ static int guest_open(struct guest *g, uint64_t bytes, struct err *e)
 	snprintf(path, sizeof(path), "/var/tmp/brim-bench-%d.swap", getpid());
 	if (!rc)
 		rc = swap_create(&g->swap, &(struct swap_config){
-			.max_pages = bytes >> PAGE_SHIFT, .disk = g->on_disk ? &disk : NULL }, e);
+			.max_pages = bytes >> PAGE_SHIFT, .delta = g->delta,
+			.disk = g->on_disk ? &disk : NULL }, e);
 	if (g->on_disk)
 		(void)unlink(path); /* it is open */
 	g->toucher = (uint32_t)gettid();
@@ -361,7 +397,7 @@ void takes_compare(struct bench *b, const struct takes *t)
 
 void sides_open(struct bench *b, struct sides *s)
 {
-	uint64_t pages = b->quick ? SIDES_PAGES_QUICK : SIDES_PAGES;
+	uint64_t pages = content_pages(b, b->quick ? SIDES_PAGES_QUICK : SIDES_PAGES);
 
 	s->bench = b;
 	s->zram = zram_peer(b, pages);

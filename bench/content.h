@@ -7,6 +7,9 @@
  * seed.  Zero and other same-filled pages are those the files have.  Another machine
  * has other files: its figures compare with the peer's of the same run, not with these.
  *
+ * Programs alone are no guest's memory.  BRIM_BENCH_PAGES=FILE takes the pages of a file
+ * instead, one after the other: a guest's, in the order of their addresses.
+ *
  * Threads: the caller's.  Errors end the program, as in benchlib.h.
  */
 #ifndef BRIM_BENCH_CONTENT_H
@@ -31,6 +34,8 @@ struct content {
 	uint64_t pages, of_kind[CONTENT_KINDS];
 };
 
+/* `usual`, or what BRIM_BENCH_PAGES has, in whole huge pages. */
+uint64_t content_pages(const struct bench *b, uint64_t usual);
 /* Reads `pages` pages, and prints of what kinds they are. */
 void content_open(const struct bench *b, struct content *c, uint64_t pages);
 /* Puts others of its pages in the place of those that do not pack. */
@@ -55,6 +60,7 @@ struct guest {
 	uint32_t toucher; /* 0: faults are served wherever the scheduler likes */
 	const uint32_t *toucher_cpu;
 	bool on_disk;     /* what leaves goes on to a swap file in /var/tmp */
+	enum swap_delta delta; /* set before guest_hold() */
 };
 
 /* New RAM with the content in it, small pages, under an engine without reclaimer and

@@ -158,13 +158,15 @@ json_t *memory_json(const struct machine *m)
 		return json_null();
 	engine_stats(m->engine, &s);
 	swap_stats(m->swap, &pool);
-	return json_pack("{s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:o}",
+	return json_pack("{s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:o}",
 			 "limit_bytes", (json_int_t)s.limit_bytes,
 			 "wanted_bytes", (json_int_t)s.wanted_bytes,
 			 "present_bytes", bytes_of(s.present_pages),
 			 "staged_bytes", bytes_of(s.staged_pages),
 			 "filled_bytes", bytes_of(s.filled_pages),
 			 "packed_bytes", bytes_of(s.packed_pages),
+			 "delta_bytes", bytes_of(pool.delta_pages),
+			 "delta_saved_bytes", (json_int_t)pool.delta_saved_bytes,
 			 "pool_bytes", (json_int_t)s.tier_bytes,
 			 "pool_overhead_bytes", (json_int_t)(pool.hole_bytes + pool.table_bytes +
 							    pool.batch_bytes),

@@ -113,7 +113,7 @@ uint64_t disk_seal(const struct disk *d, uint32_t segment)
 	return scramble(d->salt ^ (segment | (uint64_t)d->segments[segment].stamp << 32));
 }
 
-/* The object at `at`, where the segment's unit `unit` is, and `left` bytes. */
+/* The plain object at `at`, where the segment's unit `unit` is, and `left` bytes. */
 static int parse(const struct disk *d, swap_ref_t where, const uint8_t *at, uint64_t left,
 		 struct packed *out)
 {
@@ -122,12 +122,12 @@ static int parse(const struct disk *d, swap_ref_t where, const uint8_t *at, uint
 	if (left < sizeof(h))
 		return -EIO;
 	memcpy(&h, at, sizeof(h));
-	if (!tag_is_sound(h.tag, ref_unit(where)) || tag_state(h.tag) != TAG_LIVE ||
-	    sizeof(h) + tag_bytes(h.tag) > left)
+	if (!tag_is_sound(h.tag, ref_unit(where)) || tag_state(h.tag) != OBJECT_LIVE ||
+	    tag_is_delta(h.tag) || sizeof(h) + tag_bytes(h.tag) > left)
 		return -EIO;
 	*out = (struct packed){ .owner = (uint32_t)h.tag, .bytes = tag_bytes(h.tag),
 				.sum = h.sum ^ disk_seal(d, disk_segment_of(where)),
-				.data = at + sizeof(h) };
+				.data = at + sizeof(h), .state = OBJECT_LIVE };
 	return 0;
 }
 

@@ -70,16 +70,25 @@ static inline uint32_t ref_unit(swap_ref_t ref)
 
 /* What lies in a segment, on a multiple of UNIT_BYTES. */
 struct object {
-	_Atomic uint64_t tag; /* owner, bytes, a check of these two, live or dead */
+	_Atomic uint64_t tag; /* owner, bytes, a check of these two, and what it is */
 	uint64_t sum;         /* swap.c's, over owner, bytes and data */
 	uint8_t data[];
 };
 
+enum object_state {
+	OBJECT_LIVE = 0xa5,
+	OBJECT_DEAD = 0x5a,
+	OBJECT_BASE = 0x33,   /* live, and deltas may be packed against it */
+	OBJECT_ORPHAN = 0xcc, /* its owner dropped it, but deltas need it */
+};
+
 /* An object as its readers and writers see it. */
 struct packed {
-	uint32_t owner, bytes;
+	uint32_t owner, bytes; /* of a base or orphan: its row instead of its owner */
 	uint64_t sum;
 	const uint8_t *data;
+	uint8_t state;         /* enum object_state; 0 when appended: live */
+	bool is_delta;
 };
 
 #define OBJECT_BYTES_MAX ((uint32_t)PAGE_BYTES) /* a page that does not pack, whole */
@@ -89,25 +98,35 @@ static inline uint32_t units_of(uint32_t bytes)
 	return (uint32_t)((sizeof(struct object) + bytes + UNIT_BYTES - 1) / UNIT_BYTES);
 }
 
-/* A tag: owner 32 | bytes 16 | check 8 | state 8, from the low end.  The two states
- * differ in every bit, so damage does not make one into the other. */
-#define TAG_LIVE ((uint64_t)0xa5)
-#define TAG_DEAD ((uint64_t)0x5a)
+/* A tag: owner 32 | bytes 15 | delta 1 | check 8 | state 8, from the low end.  Two states
+ * differ in four bits or more, so damage does not make one into the other. */
+#define TAG_DELTA 0x8000u /* in what is told of as `length` below */
 #define TAG_STATE_SHIFT 56
 #define TAG_CHECK_SHIFT 48
 #define TAG_BYTES_SHIFT 32
 #define TAG_MIX 0x9e3779b97f4a7c15u /* 2^64 / the golden ratio */
 
-static inline uint64_t tag_make(uint32_t owner, uint32_t bytes, uint64_t state)
+static inline uint64_t tag_make(uint32_t owner, uint32_t length, uint64_t state)
 {
-	uint64_t t = owner | (uint64_t)bytes << TAG_BYTES_SHIFT;
+	uint64_t t = owner | (uint64_t)length << TAG_BYTES_SHIFT;
 
 	return t | t * TAG_MIX >> TAG_STATE_SHIFT << TAG_CHECK_SHIFT | state << TAG_STATE_SHIFT;
 }
 
-static inline uint32_t tag_bytes(uint64_t tag)
+/* Bytes, with the flag for a delta. */
+static inline uint32_t tag_length(uint64_t tag)
 {
 	return tag >> TAG_BYTES_SHIFT & 0xffff;
+}
+
+static inline uint32_t tag_bytes(uint64_t tag)
+{
+	return tag_length(tag) & (TAG_DELTA - 1);
+}
+
+static inline bool tag_is_delta(uint64_t tag)
+{
+	return (tag_length(tag) & TAG_DELTA) != 0;
 }
 
 static inline uint64_t tag_state(uint64_t tag)
@@ -115,14 +134,19 @@ static inline uint64_t tag_state(uint64_t tag)
 	return tag >> TAG_STATE_SHIFT;
 }
 
+static inline bool state_is_any(uint64_t state)
+{
+	return state == OBJECT_LIVE || state == OBJECT_DEAD || state == OBJECT_BASE ||
+	       state == OBJECT_ORPHAN;
+}
+
 /* As tag_make() made it, and inside a segment where it starts at `unit`. */
 static inline bool tag_is_sound(uint64_t tag, uint32_t unit)
 {
 	uint32_t bytes = tag_bytes(tag);
 
-	return bytes >= 1 && bytes <= OBJECT_BYTES_MAX &&
-	       (tag_state(tag) == TAG_LIVE || tag_state(tag) == TAG_DEAD) &&
-	       tag == tag_make((uint32_t)tag, bytes, tag_state(tag)) &&
+	return bytes >= 1 && bytes <= OBJECT_BYTES_MAX && state_is_any(tag_state(tag)) &&
+	       tag == tag_make((uint32_t)tag, tag_length(tag), tag_state(tag)) &&
 	       unit + units_of(bytes) <= SEGMENT_UNITS;
 }
 
@@ -132,11 +156,14 @@ struct segment {
 	_Atomic uint64_t live; /* units, objects and pins: see log.c */
 	uint32_t used_units;   /* owned by the put thread: appended so far */
 	uint32_t next;         /* owned by the list it is in */
-	/* owned by the put thread, but the last */
+	/* owned by the put thread, but heat */
 	uint32_t stamp;        /* pool: the age of what is in it; disk: of which write */
 	bool is_spoiled;       /* cannot be walked; disk: or cannot be written */
 	uint8_t carried;       /* pool: pins of batches on their way to disk */
-	_Atomic uint16_t heat; /* disk: reads of late; any thread */
+	union {
+		_Atomic uint16_t heat; /* disk: reads of late; any thread */
+		uint16_t epoch;        /* pool: times its units were used anew */
+	};
 };
 
 #define LIVE_OBJECT ((uint64_t)1 << 24) /* above the units, which need 18 bits */
@@ -186,11 +213,14 @@ struct pool {
 	_Atomic uint64_t pages, bytes; /* live objects, with their headers */
 };
 
+struct delta;
+
 struct pool_cleaning {
 	unsigned slack_pct;
 	uint64_t budget_bytes;
 	swap_move_fn *move;
 	void *move_ctx;
+	struct delta *delta; /* NULL: there are no bases */
 };
 
 /* How many segments fit in `bytes` with their share of the table. */
@@ -210,7 +240,10 @@ uint32_t pool_room(const struct pool *p);
 int64_t pool_close_all(struct pool *p);
 /* -EIO where there is no sound live object.  Any thread. */
 int pool_find(const struct pool *p, swap_ref_t ref, struct packed *out);
-void pool_drop(struct pool *p, swap_ref_t ref);
+/* Drops it for its owner.  True where it stays, as an orphan of base row *row. */
+bool pool_drop(struct pool *p, swap_ref_t ref, uint32_t *row);
+/* Drops what has no owner (any more), whatever its state. */
+void pool_retire(struct pool *p, swap_ref_t ref);
 /* As swap_clean().  Put thread. */
 int64_t pool_clean(struct pool *p, const struct pool_cleaning *c);
 /* On the way to disk.  The closed segment whose content is coldest, or SEGMENT_NONE. */
@@ -227,6 +260,148 @@ int pool_forward(struct pool *p, swap_ref_t ref, const struct pool_cleaning *c);
 /* It is not to be the coldest any more. */
 void pool_touch(struct pool *p, uint32_t segment);
 void pool_verify(const struct pool *p);
+
+/* For delta.c.  A pin keeps the segment's memory, not the object.  False: the
+ * segment is empty, or the ref is none. */
+bool pool_pin(struct pool *p, swap_ref_t ref);
+void pool_unpin(struct pool *p, swap_ref_t ref);
+/* As pool_find(), but in any state; its segment is pinned. */
+int pool_peek(const struct pool *p, swap_ref_t ref, struct packed *out);
+/* Makes the live plain object a base of row `row`.  False: it was dropped just now.
+ * Put thread. */
+bool pool_mark_base(struct pool *p, swap_ref_t ref, const struct packed *k, uint32_t row);
+/* A hint that can be kept for long: the ref, or 0 where that place has been used
+ * anew since.  Put thread. */
+uint64_t pool_hint(const struct pool *p, swap_ref_t ref);
+swap_ref_t pool_from_hint(const struct pool *p, uint64_t hint);
+#define HINT_BITS 54
+uint64_t pool_object_bytes(uint32_t bytes); /* with header, as counted */
+
+/* ---- similar.c: which pages look alike -------------------------------------- */
+
+#define FEATURES 8u
+
+struct features {
+	uint32_t n;
+	uint64_t hash[FEATURES]; /* rising */
+};
+
+struct similar {
+	const struct mm_host *host;
+	uint64_t *entry; /* [bytes / 8] */
+	uint64_t bytes;  /* a power of two */
+};
+
+/* The page's few smallest hashes. */
+void features_of(const void *page, struct features *out);
+int similar_init(struct similar *m, uint64_t bytes, const struct mm_host *host);
+void similar_fini(struct similar *m);
+/* Notes a page's hint (HINT_BITS) under its features. */
+void similar_add(struct similar *m, const struct features *f, uint64_t hint);
+/* The hints that share most features with it, best first; how many. */
+unsigned similar_find(const struct similar *m, const struct features *f, uint64_t *hints,
+		      unsigned max);
+
+/* ---- delta.c: pages packed against another ------------------------------------ */
+
+#define ROW_NONE UINT32_MAX
+#define BASES_SHARE 2 /* of the pool, for bases with their orphans */
+
+struct base_row {
+	_Atomic uint64_t ref; /* changed by the put thread, which holds the row then */
+	_Atomic uint32_t refs; /* its deltas, and one for its owner while it has one */
+	uint32_t next;         /* owned by the list it is in */
+	uint64_t sum;          /* fixed while in use, as the two below */
+	uint32_t owner, bytes;
+};
+
+/* What a delta's data begins with; the LZ4 block follows. */
+struct delta_head {
+	uint32_t row;
+	uint16_t saved_units; /* against what the page would have taken without */
+	uint16_t check;
+};
+
+struct delta {
+	/* fixed at create */
+	struct pool *pool;
+	const struct mm_host *host;
+	struct base_row *rows;
+	uint32_t rows_max;
+	uint64_t bases_most_bytes; /* what bases may take of the pool */
+
+	/* owned by the put thread */
+	struct similar similar;
+	struct features features; /* of the page being put */
+	uint64_t neighbour;       /* hint of the last one put plain */
+	void *lz4, *lz4hc;        /* one of them, as `delta` asks for */
+	uint8_t base[PAGE_BYTES], out[SWAP_PACKED_MAX];
+
+	/* any thread */
+	_Atomic uint32_t fresh;     /* this row and those above were never used */
+	_Atomic uint32_t free_list;
+	_Atomic uint64_t pages, saved_bytes;
+	_Atomic uint64_t base_rows, base_bytes; /* rows in use, and their objects */
+	_Atomic uint64_t orphan_pages, orphan_bytes;
+};
+
+/* The most memory it may take beside the pool; 0: switched off, or the cap is too small
+ * for it. */
+uint64_t delta_most_bytes(const struct swap_config *cfg);
+/* -ENOMEM.  *out stays NULL where delta_most_bytes() is 0. */
+int delta_create(struct delta **out, const struct swap_config *cfg, struct pool *p, struct err *e);
+void delta_destroy(struct delta **d);
+uint64_t delta_table_bytes(const struct delta *d);
+
+/* Packs the page against a similar one where that saves enough against `plain_bytes`
+ * (0: it does not pack alone).  0 and *ref; -ENOENT: better not; -ENOSPC. */
+int delta_put(struct delta *d, const struct packed *plain, const void *page, swap_ref_t *ref);
+/* The page just put plain may be the next one's base. */
+void delta_offer(struct delta *d, swap_ref_t ref);
+/* k is a delta, found and owner's: 0, or -EIO.  Any thread. */
+int delta_get(const struct delta *d, const struct packed *k, void *page);
+/* Its owner drops the object at ref, delta or base or neither.  Any thread. */
+void delta_drop(struct delta *d, swap_ref_t ref);
+/* The head of a sound delta.  For who drops deltas whose data is not in the pool:
+ * keeps the head, and says when the delta is gone.  Any thread. */
+bool delta_head_of(const struct delta *d, const struct packed *k, struct delta_head *h);
+void delta_gone(struct delta *d, const struct delta_head *h);
+
+/* ---- base.c: what deltas are packed against --------------------------------- */
+
+bool base_has_row(const struct packed *k);
+/* A damaged tag passes its own check one time in 256: is there such a row? */
+bool base_row_exists(const struct delta *d, uint32_t row);
+/* One count less, that of a delta or of who holds it; the last retires the object,
+ * which nobody owns any more.  Any thread. */
+void base_row_put(struct delta *d, uint32_t row);
+/* Its owner has dropped the object of the row, which is an orphan now.  Any thread. */
+void base_orphaned(struct delta *d, uint32_t row);
+/* The row of what the caller has pinned and read, made where there is none, with a
+ * count for the caller; or ROW_NONE.  Put thread. */
+uint32_t base_hold(struct delta *d, swap_ref_t ref, const struct packed *k);
+/* The page of a plain object whose owner and sum are known; 0 or -EIO. */
+int base_unpack(const struct packed *k, uint32_t owner, uint64_t sum, uint8_t *page);
+/* The page deltas of `row` are packed against; 0 or -EIO.  Any thread that has a
+ * share of it. */
+int base_read(const struct delta *d, uint32_t row, uint8_t *page);
+
+/* Puts the owner into a found object in place of its row.  -EIO: it is an orphan, or
+ * damaged.  Any thread that has the object. */
+int delta_found(const struct delta *d, struct packed *k);
+/* Who the object belongs to; the put thread. */
+uint32_t delta_owner(const struct delta *d, const struct packed *k);
+
+/* For whoever moves objects; the put thread.  The object *k is about to be copied
+ * somewhere else: holds its row.  False: it was dropped just now.  What nobody needs
+ * as a base any more is made plain again in *k. */
+bool delta_move_begin(struct delta *d, struct packed *k, uint32_t *row);
+/* It is at `to` now (v 0: it is not, after all). */
+void delta_move_end(struct delta *d, const struct packed *k, uint32_t row, swap_ref_t to);
+/* True where deltas need the object: it must stay in memory. */
+bool delta_needs(const struct delta *d, const struct packed *k);
+/* Panics unless rows, objects and counts agree; when nobody else uses it. */
+void delta_verify(const struct delta *d);
 
 /* ---- crypt.c ------------------------------------------------------------------ */
 
@@ -396,6 +571,7 @@ struct swap {
 
 	struct fill fill;
 	struct pool pool;
+	struct delta *delta; /* fixed at create; NULL: switched off */
 	bool has_disk; /* fixed at create */
 	struct disk disk;
 	struct spill spill;
@@ -417,12 +593,12 @@ struct swap_read {
 int swap_unpack(const struct swap *s, swap_ref_t ref, const struct swap_read *r, void *page);
 int swap_arrived(struct swap *s, const struct mm_extent *of, void *raw);
 
-/* May the packed object leave memory? */
+/* May the packed object leave memory?  A swap with a disk has no deltas, so what looks
+ * like one, or like a base, is damaged: it stays, for its owner's fault to find. */
 static inline bool swap_may_spill(const struct swap *s, const struct packed *k)
 {
-	(void)s;
-	(void)k;
-	return true; /* nothing in memory needs another object to be there */
+	VERIFY(!s->delta);
+	return k->state == OBJECT_LIVE && !k->is_delta;
 }
 
 #endif

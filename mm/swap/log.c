@@ -11,11 +11,12 @@
  *         used before any cold one, and offered to madvise again by pool_clean()
  *
  * A segment's `live` word is units, objects and pins in one, so that one atomic
- * subtraction says whether this was the last of all of them.  The open segment
- * and the one being emptied are pinned.  Whoever brings the word to 0 is the only
- * one to see that, owns the segment then, and gives it back: a drop on any thread,
- * or the put thread letting go of a pin.  To pin a closed segment the put thread
- * adds to the word only where it is not 0: a drop that was first has the segment.
+ * subtraction says whether this was the last of all of them.  Pinned are: open
+ * segments, the one being emptied, those that batches on their way to disk were copied
+ * from, and those that readers of deltas look into.  Whoever brings the word to 0 is the
+ * only one to see that, owns the segment then, and gives it back: a drop or a reader on
+ * any thread, or the put thread letting go of a pin.  To pin a closed segment one adds
+ * to the word only where it is not 0: a drop that was first has the segment.
  *
  * The lists are pushed to by any thread and popped by the put thread alone, so
  * there is no ABA: what is at the head can only be taken away by the popper.
@@ -28,6 +29,10 @@
  * becomes emptier than the one begun, only makes the need smaller.  So it can
  * always empty one, however small its budget is at a time: that is the reserve
  * again.
+ *
+ * A base (delta.c) is an object others are packed against.  Dropped by its owner it
+ * is an orphan: live, until its row retires it.  Readers of deltas pin its segment,
+ * so that a base just moved is still there for them.
  *
  * Damage.  A tag carries its own 8-bit check, so that what walks or drops objects
  * does not follow a damaged length.  A damaged object is never subtracted: its
@@ -293,6 +298,14 @@ int64_t pool_close_all(struct pool *p)
 	return given;
 }
 
+/* Its units are used anew: hints of before are stale.  Never 0, so that no hint is. */
+static void renew(struct segment *s)
+{
+	s->used_units = 0;
+	if (++s->epoch == 0)
+		s->epoch = 1;
+}
+
 static int open_segment(struct pool *p, unsigned stream)
 {
 	uint32_t i = pop_warm(p);
@@ -301,7 +314,7 @@ static int open_segment(struct pool *p, unsigned stream)
 		i = pop_cold(p);
 	if (i == SEGMENT_NONE)
 		return -ENOSPC;
-	p->segments[i].used_units = 0;
+	renew(&p->segments[i]);
 	p->segments[i].stamp = stream == POOL_HOT ? ++p->now : 0;
 	atomic_store_explicit(&p->segments[i].live, LIVE_PIN, memory_order_relaxed);
 	p->open[stream] = i;
@@ -324,8 +337,8 @@ static bool has_room(struct pool *p, unsigned stream, uint32_t units)
 	if (p->open[stream] == SEGMENT_NONE)
 		return false;
 	s = &p->segments[p->open[stream]];
-	if (is_empty(s))
-		s->used_units = 0;
+	if (is_empty(s) && s->used_units)
+		renew(s);
 	if (s->used_units + units <= SEGMENT_UNITS)
 		return true;
 	close_segment(p, stream);
@@ -350,6 +363,12 @@ static uint32_t make_room(struct pool *p, uint32_t units, const struct appending
 	return SEGMENT_NONE;
 }
 
+static uint64_t tag_of(const struct packed *k)
+{
+	return tag_make(k->owner, k->bytes | (k->is_delta ? TAG_DELTA : 0),
+			k->state ? k->state : OBJECT_LIVE);
+}
+
 static int append(struct pool *p, const struct packed *src, const struct appending *how,
 		  swap_ref_t *ref)
 {
@@ -364,8 +383,7 @@ static int append(struct pool *p, const struct packed *src, const struct appendi
 	o = object_at(p, i, s->used_units);
 	o->sum = src->sum;
 	memcpy(o->data, src->data, src->bytes);
-	atomic_store_explicit(&o->tag, tag_make(src->owner, src->bytes, TAG_LIVE),
-			      memory_order_relaxed);
+	atomic_store_explicit(&o->tag, tag_of(src), memory_order_release);
 	*ref = ref_make(i, s->used_units);
 	s->used_units += units;
 	if (s->stamp < how->stamp)
@@ -398,7 +416,14 @@ uint32_t pool_room(const struct pool *p)
 
 /* ---- finding and dropping ---------------------------------------------------- */
 
-int pool_find(const struct pool *p, swap_ref_t ref, struct packed *out)
+static struct packed packed_at(const struct object *o, uint64_t tag)
+{
+	return (struct packed){ .owner = (uint32_t)tag, .bytes = tag_bytes(tag), .sum = o->sum,
+				.data = o->data, .state = (uint8_t)tag_state(tag),
+				.is_delta = tag_is_delta(tag) };
+}
+
+int pool_peek(const struct pool *p, swap_ref_t ref, struct packed *out)
 {
 	const struct object *o;
 	uint64_t tag;
@@ -406,36 +431,130 @@ int pool_find(const struct pool *p, swap_ref_t ref, struct packed *out)
 	if (!ref_is_inside(p, ref))
 		return -EIO;
 	o = object_at(p, ref_segment(ref), ref_unit(ref));
-	tag = atomic_load_explicit(&o->tag, memory_order_relaxed);
-	if (!tag_is_sound(tag, ref_unit(ref)) || tag_state(tag) != TAG_LIVE)
+	tag = atomic_load_explicit(&o->tag, memory_order_acquire);
+	if (!tag_is_sound(tag, ref_unit(ref)))
 		return -EIO;
-	*out = (struct packed){ .owner = (uint32_t)tag, .bytes = tag_bytes(tag), .sum = o->sum,
-				.data = o->data };
+	*out = packed_at(o, tag);
 	return 0;
 }
 
-/* Nobody else writes this tag: one ref is dropped once, by its owner or, after
- * `move` gave it away, by the cleaner. */
-void pool_drop(struct pool *p, swap_ref_t ref)
+int pool_find(const struct pool *p, swap_ref_t ref, struct packed *out)
 {
-	struct object *o;
-	uint64_t tag;
-	uint32_t units;
+	int rc = pool_peek(p, ref, out);
+
+	return !rc && out->state == OBJECT_DEAD ? -EIO : rc;
+}
+
+/* Its tag says dead already: its units are a hole from now on. */
+static void forget(struct pool *p, swap_ref_t ref, uint64_t tag)
+{
+	uint32_t units = units_of(tag_bytes(tag));
+
+	atomic_fetch_sub_explicit(&p->pages, 1, memory_order_relaxed);
+	atomic_fetch_sub_explicit(&p->bytes, units * UNIT_BYTES, memory_order_relaxed);
+	subtract(p, ref_segment(ref), LIVE_OBJECT + units);
+}
+
+static uint64_t with_state(uint64_t tag, uint64_t state)
+{
+	return tag_make((uint32_t)tag, tag_length(tag), state);
+}
+
+/* Of two that change this tag at once, one is the object's owner (or, after `move`
+ * gave it away, the cleaner), dropping it once; the other is the put thread, making
+ * a base of it: hence the exchange.  A base's orphan is its row's, for the last of
+ * its deltas to retire. */
+bool pool_drop(struct pool *p, swap_ref_t ref, uint32_t *row)
+{
+	_Atomic uint64_t *at;
+	uint64_t tag, state;
 
 	VERIFY(ref_is_inside(p, ref));
-	o = object_at(p, ref_segment(ref), ref_unit(ref));
-	tag = atomic_load_explicit(&o->tag, memory_order_relaxed);
+	at = &object_at(p, ref_segment(ref), ref_unit(ref))->tag;
+	tag = atomic_load_explicit(at, memory_order_acquire);
+	do {
+		if (!tag_is_sound(tag, ref_unit(ref))) {
+			counter_inc(CTR_swap_bad_object);
+			return false;
+		}
+		VERIFY(tag_state(tag) == OBJECT_LIVE || tag_state(tag) == OBJECT_BASE);
+		state = tag_state(tag) == OBJECT_BASE ? OBJECT_ORPHAN : OBJECT_DEAD;
+	} while (!atomic_compare_exchange_weak_explicit(at, &tag, with_state(tag, state),
+							memory_order_acq_rel,
+							memory_order_acquire));
+	*row = (uint32_t)tag;
+	if (state == OBJECT_DEAD)
+		forget(p, ref, tag);
+	return state == OBJECT_ORPHAN;
+}
+
+void pool_retire(struct pool *p, swap_ref_t ref)
+{
+	_Atomic uint64_t *at;
+	uint64_t tag;
+
+	VERIFY(ref_is_inside(p, ref));
+	at = &object_at(p, ref_segment(ref), ref_unit(ref))->tag;
+	tag = atomic_load_explicit(at, memory_order_acquire);
 	if (!tag_is_sound(tag, ref_unit(ref))) {
 		counter_inc(CTR_swap_bad_object);
 		return;
 	}
-	VERIFY(tag_state(tag) == TAG_LIVE);
-	atomic_store_explicit(&o->tag, tag_make((uint32_t)tag, tag_bytes(tag), TAG_DEAD),
-			      memory_order_relaxed);
-	units = units_of(tag_bytes(tag));
-	atomic_fetch_sub_explicit(&p->pages, 1, memory_order_relaxed);
-	atomic_fetch_sub_explicit(&p->bytes, units * UNIT_BYTES, memory_order_relaxed);
-	subtract(p, ref_segment(ref), LIVE_OBJECT + units);
+	VERIFY(tag_state(tag) != OBJECT_DEAD);
+	atomic_store_explicit(at, with_state(tag, OBJECT_DEAD), memory_order_release);
+	forget(p, ref, tag);
+}
+
+/* ---- for deltas ---------------------------------------------------------------- */
+
+bool pool_pin(struct pool *p, swap_ref_t ref)
+{
+	return ref_is_inside(p, ref) && segment_pin(&p->segments[ref_segment(ref)]);
+}
+
+void pool_unpin(struct pool *p, swap_ref_t ref)
+{
+	(void)unpin(p, ref_segment(ref));
+}
+
+bool pool_mark_base(struct pool *p, swap_ref_t ref, const struct packed *k, uint32_t row)
+{
+	uint64_t tag = tag_of(k);
+
+	return atomic_compare_exchange_strong_explicit(
+		&object_at(p, ref_segment(ref), ref_unit(ref))->tag, &tag,
+		tag_make(row, k->bytes, OBJECT_BASE), memory_order_acq_rel, memory_order_relaxed);
+}
+
+/* epoch 16 | segment 21 | unit 17.  More segments than that no guest has.  A hint older
+ * than 65,536 uses of its segment leads to whatever is there now, which passes for a
+ * page only with that page's checksum. */
+#define HINT_SEGMENT_BITS 21
+_Static_assert(16 + HINT_SEGMENT_BITS + REF_UNIT_BITS == HINT_BITS, "a hint's parts");
+
+uint64_t pool_hint(const struct pool *p, swap_ref_t ref)
+{
+	uint32_t i = ref_segment(ref);
+
+	if (i >> HINT_SEGMENT_BITS)
+		return 0;
+	return (uint64_t)p->segments[i].epoch << (HINT_SEGMENT_BITS + REF_UNIT_BITS) |
+	       (uint64_t)i << REF_UNIT_BITS | ref_unit(ref);
+}
+
+swap_ref_t pool_from_hint(const struct pool *p, uint64_t hint)
+{
+	uint32_t i = hint >> REF_UNIT_BITS & ((1u << HINT_SEGMENT_BITS) - 1);
+	uint32_t unit = hint & (SEGMENT_UNITS - 1);
+
+	if (i >= p->fresh || p->segments[i].epoch != hint >> (HINT_SEGMENT_BITS + REF_UNIT_BITS))
+		return (swap_ref_t){ 0 };
+	return ref_make(i, unit);
+}
+
+uint64_t pool_object_bytes(uint32_t bytes)
+{
+	return units_of(bytes) * UNIT_BYTES;
 }
 
 /* ---- cleaning ---------------------------------------------------------------- */
@@ -471,8 +590,16 @@ static uint32_t choose_victim(const struct pool *p)
 void pool_unappend(struct pool *p, swap_ref_t ref)
 {
 	VERIFY(is_open(p, ref_segment(ref)));
-	pool_drop(p, ref);
+	pool_retire(p, ref);
 	p->segments[ref_segment(ref)].used_units = ref_unit(ref);
+}
+
+/* An orphan has nobody to ask. */
+static bool owner_agrees(const struct pool_cleaning *c, const struct packed *k, swap_ref_t from,
+			 swap_ref_t to)
+{
+	return k->state == OBJECT_ORPHAN ||
+	       c->move(c->move_ctx, delta_owner(c->delta, k), from, to);
 }
 
 /* -ENOSPC, or 0: moved, or not wanted any more.  Where the owner says so before it
@@ -483,21 +610,24 @@ static int move_object(struct pool *p, swap_ref_t from, const struct pool_cleani
 				       .stamp = p->segments[ref_segment(from)].stamp };
 	struct packed src;
 	swap_ref_t to;
+	uint32_t row;
 	int rc;
 
-	if (pool_find(p, from, &src))
+	if (pool_find(p, from, &src) || !delta_move_begin(c->delta, &src, &row))
 		return 0; /* dropped just now */
 	rc = append(p, &src, &how, &to);
-	if (rc)
-		return rc;
-	if (c->move(c->move_ctx, src.owner, from, to)) {
+	if (!rc && owner_agrees(c, &src, from, to)) {
 		counter_add(CTR_swap_cleaned_bytes, units_of(src.bytes) * UNIT_BYTES);
-		pool_drop(p, from);
-	} else {
+		delta_move_end(c->delta, &src, row, to);
+		pool_retire(p, from);
+		return 0;
+	}
+	if (!rc) {
 		counter_inc(CTR_swap_move_refused);
 		pool_unappend(p, to);
 	}
-	return 0;
+	delta_move_end(c->delta, &src, row, (swap_ref_t){ 0 });
+	return rc;
 }
 
 /* Moves what is live in segment i, which is pinned.  0: to its end; -EAGAIN: the
@@ -519,7 +649,7 @@ static int empty_segment(struct pool *p, uint32_t i, const struct pool_cleaning 
 			return -EIO;
 		}
 		units = units_of(tag_bytes(tag));
-		if (tag_state(tag) == TAG_DEAD)
+		if (tag_state(tag) == OBJECT_DEAD)
 			continue;
 		if (*left_bytes < units * UNIT_BYTES)
 			return -EAGAIN;
@@ -667,10 +797,9 @@ int pool_next(struct pool *p, uint32_t i, uint32_t *unit, swap_ref_t *ref, struc
 		}
 		*ref = ref_make(i, *unit);
 		*unit += units_of(tag_bytes(tag));
-		if (tag_state(tag) == TAG_DEAD)
+		if (tag_state(tag) == OBJECT_DEAD)
 			continue;
-		*out = (struct packed){ .owner = (uint32_t)tag, .bytes = tag_bytes(tag),
-					.sum = o->sum, .data = o->data };
+		*out = packed_at(o, tag);
 		return 1;
 	}
 	return 0;
@@ -699,7 +828,7 @@ static uint64_t walk(const struct pool *p, uint32_t i)
 		uint64_t tag = atomic_load(&object_at(p, i, unit)->tag);
 
 		VERIFY(tag_is_sound(tag, unit));
-		if (tag_state(tag) == TAG_LIVE)
+		if (tag_state(tag) != OBJECT_DEAD)
 			live += LIVE_OBJECT + units_of(tag_bytes(tag));
 		unit += units_of(tag_bytes(tag));
 	}

@@ -24,6 +24,9 @@
  * could be emptied, reused, and have another page of the same owner at the same ref:
  * the move would succeed, and the old bytes be taken for the new.
  *
+ * What goes down is plain, and needs nothing that is in memory: a swap with a disk has no
+ * deltas (swap_may_spill()).
+ *
  * A write that fails loses nothing: its batch is forgotten, its disk segment is never
  * used again, and the pool's segments are the coldest still.
  *
@@ -148,6 +151,7 @@ static void hand_over(struct swap *s, const struct batch *b, const struct carrie
 	swap_ref_t to = { REF_DISK | (uint64_t)b->segment << REF_UNIT_BITS |
 			  (c->unit_and_size & (SEGMENT_UNITS - 1)) |
 			  (uint64_t)(c->unit_and_size >> REF_UNIT_BITS) << REF_SIZE_SHIFT };
+	uint32_t row;
 
 	if (!move(s, c->owner, c->from, to)) {
 		counter_inc(CTR_swap_move_refused);
@@ -157,7 +161,7 @@ static void hand_over(struct swap *s, const struct batch *b, const struct carrie
 		disk_drop(&s->disk, c->from);
 	} else {
 		counter_inc(CTR_swap_spilled);
-		pool_drop(&s->pool, c->from);
+		VERIFY(!pool_drop(&s->pool, c->from, &row)); /* is no base */
 	}
 }
 
@@ -243,7 +247,7 @@ static void put_in(struct swap *s, struct batch *b, const struct load *l)
 
 	/* what is between two objects goes to disk too, and is nobody's bytes */
 	memset((uint8_t *)o + (units - 1) * UNIT_BYTES, 0, UNIT_BYTES);
-	atomic_store_explicit(&o->tag, tag_make(l->k.owner, l->k.bytes, TAG_LIVE),
+	atomic_store_explicit(&o->tag, tag_make(l->k.owner, l->k.bytes, OBJECT_LIVE),
 			      memory_order_relaxed);
 	o->sum = l->k.sum ^ disk_seal(&s->disk, b->segment);
 	memcpy(o->data, l->k.data, l->k.bytes);
@@ -308,7 +312,8 @@ static bool next_source(struct swap *s, const struct gathering *g)
 /* What may not go to disk goes on in the pool, and not as the coldest. */
 static void keep(struct swap *s, swap_ref_t ref)
 {
-	const struct pool_cleaning c = { .move = s->cfg.move, .move_ctx = s->cfg.move_ctx };
+	const struct pool_cleaning c = { .move = s->cfg.move, .move_ctx = s->cfg.move_ctx,
+					 .delta = s->delta };
 
 	pool_touch(&s->pool, s->spill.source);
 	(void)pool_forward(&s->pool, ref, &c); /* no room: it stays where it is */

@@ -1,5 +1,5 @@
 /*
- * The two tiers together: compress, checksum, put, get, drop.
+ * The tiers together: compress, checksum, put, get, drop.
  *
  * LZ4 writes into a buffer of SWAP_PACKED_MAX bytes and gives up when that is full:
  * this is the test for incompressible pages, and there is no other in front of it.
@@ -57,7 +57,7 @@ static uint64_t segments_for(const struct swap_config *cfg, uint64_t other_bytes
 	uint64_t most = cfg->max_pages * each / SEGMENT_BYTES + segments_min(cfg);
 	uint64_t capped;
 
-	other_bytes += fixed_table_bytes();
+	other_bytes += fixed_table_bytes() + delta_most_bytes(cfg);
 	if (!cfg->cap_bytes)
 		return most;
 	if (cfg->cap_bytes < other_bytes)
@@ -76,6 +76,8 @@ static int check_config(const struct swap_config *cfg, struct err *e)
 	if (cfg->acceleration < 0 || cfg->acceleration > ACCELERATION_MAX)
 		return err_set(e, -EINVAL, "swap: acceleration %d asked, must be 1 to %d",
 			       cfg->acceleration, ACCELERATION_MAX);
+	if (cfg->delta > SWAP_DELTA_SMALL)
+		return err_set(e, -EINVAL, "swap: no such setting for deltas: %d", (int)cfg->delta);
 	if (!cfg->disk && segments_for(cfg, 0) < POOL_SEGMENTS_MIN)
 		return err_set(e, -EINVAL, "swap: cap of %s asked, the least is %u MiB and tables",
 			       size_format(asked, sizeof(asked), cfg->cap_bytes),
@@ -118,6 +120,8 @@ static int init(struct swap *s, const struct swap_config *cfg, struct err *e)
 	rc = pool_init(&s->pool, (uint32_t)segments_for(cfg, disk_bytes(s)),
 		       cfg->host ? cfg->host : &mm_host_linux, e);
 	s->table_bytes = fixed_table_bytes() + s->pool.segments_bytes + s->disk.segments_bytes;
+	if (!rc)
+		rc = delta_create(&s->delta, cfg, &s->pool, e);
 	if (rc || !s->has_disk)
 		return rc;
 	s->pool.streams = POOL_STREAMS;
@@ -151,6 +155,7 @@ void swap_destroy(struct swap **s)
 	*s = NULL;
 	if (!old)
 		return;
+	delta_destroy(&old->delta);
 	spill_fini(old);
 	disk_fini(&old->disk);
 	pool_fini(&old->pool);
@@ -173,14 +178,22 @@ static bool takes_raw(const struct swap *s)
 	return s->has_disk && !atomic_load(&s->disk.refuses) && atomic_load(&s->disk.spare) > 1;
 }
 
-static int append(struct swap *s, struct packed *k, swap_ref_t *ref)
+/* By itself; whole where it does not pack, which k->bytes of 0 says. */
+static int put_alone(struct swap *s, struct packed *k, const void *page, swap_ref_t *ref)
 {
-	bool is_raw = k->bytes == PAGE_BYTES;
+	bool is_raw = !k->bytes;
 	int rc;
 
+	if (is_raw && !takes_raw(s))
+		return -E2BIG;
+	if (is_raw) {
+		k->bytes = OBJECT_BYTES_MAX;
+		k->data = page;
+	}
 	k->sum = swap_checksum(k);
 	rc = pool_append(&s->pool, k, is_raw ? POOL_RAW : POOL_HOT, ref);
-	counter_inc(rc ? CTR_swap_no_room : is_raw ? CTR_swap_raw : CTR_swap_puts);
+	if (!rc && s->delta)
+		delta_offer(s->delta, *ref);
 	return rc;
 }
 
@@ -189,14 +202,15 @@ static int put_packed(struct swap *s, uint64_t owner, const void *page, swap_ref
 	struct packed k = { .owner = (uint32_t)owner, .data = s->out };
 	int n = LZ4_compress_fast_extState(s->lz4_state, page, (char *)s->out, (int)PAGE_BYTES,
 					   (int)sizeof(s->out), s->cfg.acceleration);
+	int rc;
 
-	if (n <= 0 && !takes_raw(s)) {
-		counter_inc(CTR_swap_incompressible);
-		return -E2BIG;
-	}
-	k.bytes = n > 0 ? (uint32_t)n : OBJECT_BYTES_MAX;
-	k.data = n > 0 ? s->out : page;
-	return append(s, &k, ref);
+	k.bytes = n > 0 ? (uint32_t)n : 0;
+	rc = s->delta ? delta_put(s->delta, &k, page, ref) : -ENOENT;
+	if (rc == -ENOENT)
+		rc = put_alone(s, &k, page, ref);
+	counter_inc(rc == -E2BIG ? CTR_swap_incompressible : rc ? CTR_swap_no_room :
+		    k.bytes == PAGE_BYTES ? CTR_swap_raw : CTR_swap_puts);
+	return rc;
 }
 
 int swap_put(struct swap *s, uint64_t owner, const void *page, swap_ref_t *ref)
@@ -229,6 +243,17 @@ static int get_filled(const struct swap *s, swap_ref_t ref, void *page)
 	return 0;
 }
 
+/* With its owner, also where it is a base.  Without a delta tier nothing can be, and
+ * what looks so is damaged. */
+static int find_packed(const struct swap *s, swap_ref_t ref, struct packed *k)
+{
+	int rc = pool_find(&s->pool, ref, k);
+
+	if (rc || (k->state == OBJECT_LIVE && !k->is_delta))
+		return rc;
+	return s->delta ? delta_found(s->delta, k) : -EIO;
+}
+
 /* The object's bytes are those that were put. */
 static int open_packed(const struct packed *k, void *page)
 {
@@ -248,11 +273,11 @@ static int get_packed(const struct swap *s, swap_ref_t ref, uint64_t owner, void
 {
 	struct packed k;
 
-	if (pool_find(&s->pool, ref, &k) || k.owner != owner) {
+	if (find_packed(s, ref, &k) || k.owner != owner) {
 		counter_inc(CTR_swap_bad_object);
 		return -EIO;
 	}
-	if (open_packed(&k, page)) {
+	if (k.is_delta ? delta_get(s->delta, &k, page) : open_packed(&k, page)) {
 		counter_inc(CTR_swap_bad_checksum);
 		return -EIO;
 	}
@@ -308,8 +333,12 @@ int swap_get(struct swap *s, swap_ref_t ref, uint64_t owner, void *page)
 
 void swap_drop(struct swap *s, swap_ref_t ref)
 {
-	if (ref_is_packed(ref))
-		pool_drop(&s->pool, ref);
+	uint32_t row;
+
+	if (ref_is_packed(ref) && s->delta)
+		delta_drop(s->delta, ref);
+	else if (ref_is_packed(ref))
+		(void)pool_drop(&s->pool, ref, &row); /* there are no orphans */
 	else if (ref_is_disk(ref))
 		disk_drop(&s->disk, ref);
 	else
@@ -326,7 +355,8 @@ bool swap_is_filled(const struct swap *s, swap_ref_t ref, uint64_t *value)
 int64_t swap_clean(struct swap *s, unsigned slack_pct, uint64_t budget_bytes)
 {
 	const struct pool_cleaning c = { .slack_pct = slack_pct, .budget_bytes = budget_bytes,
-					 .move = s->cfg.move, .move_ctx = s->cfg.move_ctx };
+					 .move = s->cfg.move, .move_ctx = s->cfg.move_ctx,
+					 .delta = s->delta };
 
 	VERIFY(c.move);
 	return pool_clean(&s->pool, &c);
@@ -337,11 +367,26 @@ static uint64_t disk_used_segments(const struct swap *s)
 	return s->disk.segments_max - atomic_load(&s->disk.spare);
 }
 
+static uint64_t table_bytes(const struct swap *s)
+{
+	return s->table_bytes + (s->delta ? delta_table_bytes(s->delta) : 0);
+}
+
 /* While others work, packed bytes may be read a moment before or after the
  * segments are: then holes come out too small or too large, never held_bytes. */
 uint64_t swap_held_bytes(const struct swap *s)
 {
-	return atomic_load(&s->pool.held) * SEGMENT_BYTES + s->table_bytes + spill_held_bytes(s);
+	return atomic_load(&s->pool.held) * SEGMENT_BYTES + table_bytes(s) + spill_held_bytes(s);
+}
+
+/* Orphans are nobody's pages.  Here too one count may be read a moment before the
+ * other. */
+static uint64_t owned_pages(const struct swap *s)
+{
+	uint64_t orphans = s->delta ? atomic_load(&s->delta->orphan_pages) : 0;
+	uint64_t pages = atomic_load(&s->pool.pages);
+
+	return pages > orphans ? pages - orphans : 0;
 }
 
 void swap_stats(const struct swap *s, struct swap_stats *out)
@@ -351,10 +396,10 @@ void swap_stats(const struct swap *s, struct swap_stats *out)
 
 	*out = (struct swap_stats){
 		.filled_pages = fill_pages(&s->fill),
-		.packed_pages = atomic_load(&s->pool.pages),
+		.packed_pages = owned_pages(s),
 		.packed_bytes = packed,
 		.hole_bytes = segments > packed ? segments - packed : 0,
-		.table_bytes = s->table_bytes,
+		.table_bytes = table_bytes(s),
 		.batch_bytes = spill_held_bytes(s),
 		.disk_pages = atomic_load(&s->disk.pages),
 		.disk_bytes = atomic_load(&s->disk.bytes),
@@ -362,6 +407,11 @@ void swap_stats(const struct swap *s, struct swap_stats *out)
 		.disk_size_bytes = s->disk.segments_max * SEGMENT_BYTES,
 	};
 	out->held_bytes = segments + out->table_bytes + out->batch_bytes;
+	if (s->delta) {
+		out->delta_pages = atomic_load(&s->delta->pages);
+		out->delta_saved_bytes = atomic_load(&s->delta->saved_bytes);
+		out->orphan_bytes = atomic_load(&s->delta->orphan_bytes);
+	}
 }
 
 void swap_verify(struct swap *s)
@@ -374,6 +424,8 @@ void swap_verify(struct swap *s)
 		disk_verify(&s->disk);
 		spill_verify(s);
 	}
+	if (s->delta)
+		delta_verify(s->delta);
 	swap_stats(s, &st);
 	VERIFY(st.packed_bytes + st.hole_bytes + st.table_bytes + st.batch_bytes ==
 	       st.held_bytes);

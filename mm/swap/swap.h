@@ -3,6 +3,8 @@
  *
  *   fill.c   pages that are one 8-byte pattern throughout: a row in a table
  *   log.c    the pool: segments of 1 MiB, appended to, cleaned, given back
+ *   delta.c  pages packed against a similar one; similar.c finds those, base.c
+ *            keeps them for as long as they are needed
  *   swap.c   all of them together: compress, checksum, put, get, drop
  *   file.c   the swap file: whose it is, its space
  *   disk.c   its segments: which are free, what is live, where an object is
@@ -14,7 +16,8 @@
  *
  *   frozen page --swap_put()--> same-filled? --yes--> a row of the pattern table
  *                                    |no
- *                                    `--LZ4--> appended to the open segment
+ *                                    `--LZ4--> similar to a packed page, and smaller so?
+ *                                        yes: a delta | no: plain | to the open segment
  *   coldest segments --swap_spill(), swap_room(), swap_tidy()--> the swap file
  *   ref --swap_get()--> checksum --> the page's bytes      ref --swap_drop()--> gone
  *
@@ -60,7 +63,22 @@ typedef struct { uint64_t v; } swap_ref_t;
  * swap_drop(from), before it says false. */
 typedef bool swap_move_fn(void *ctx, uint64_t owner, swap_ref_t from, swap_ref_t to);
 
+/* Pages packed against a similar page: see delta.c for what each gains and costs.  A swap
+ * with a disk has none, whatever is asked for: a base must stay in memory while deltas
+ * need it, and a delta on disk would have to leave its head there.  (To be done.) */
+enum swap_delta {
+	/* SWAP_DELTA_FAST: a tenth less memory at less than twice the CPU time of a page
+	 * that leaves, which the reclaimer spends, beside the guest.  SMALL takes five
+	 * times that: a guest that fills its RAM would outrun it. */
+	SWAP_DELTA_DEFAULT,
+	SWAP_DELTA_OFF,
+	SWAP_DELTA_FAST,    /* LZ4's fast encoder */
+	SWAP_DELTA_SMALL,   /* LZ4's high compression encoder: smaller, and slower */
+};
+
 #define SWAP_CAP_MIN_BYTES (2 * MiB + 64 * KiB) /* two segments and their tables */
+
+#define SWAP_DELTA_CAP_MIN_BYTES (8 * MiB)
 
 /* Where what is coldest goes: a file, or a block device. */
 struct swap_disk_config {
@@ -76,6 +94,8 @@ struct swap_config {
 	 * the cleaner included.  0: none but what max_pages unpacked would take. */
 	uint64_t cap_bytes;
 	int acceleration;    /* LZ4's: 1 (smallest) to 64 (fastest); 0: the default, 1 */
+	/* Off with a disk, and where the cap is below SWAP_DELTA_CAP_MIN_BYTES. */
+	enum swap_delta delta;
 	const struct mm_host *host; /* NULL: mm_host_linux */
 	swap_move_fn *move; /* needed by swap_clean() */
 	void *move_ctx;
@@ -93,7 +113,8 @@ void swap_destroy(struct swap **s);
  * `owner` (below max_pages).  0 and *ref; -E2BIG: does not get smaller than
  * SWAP_PACKED_MAX, and no disk takes it whole, so keep it where it is; -ENOSPC: no room under the cap, even
  * after what can be reused was reused: swap_clean(), which put does not call since
- * that may need the caller's locks, makes room where there are holes.  5 us. */
+ * that may need the caller's locks, makes room where there are holes.  7 us; with
+ * deltas 14, or 43 (SMALL). */
 int swap_put(struct swap *s, uint64_t owner, const void *page, swap_ref_t *ref);
 /* Bytes; more is not worth its fault.  Of pages of programs and libraries 29 % pack to more
  * than 3 KiB, and 3 % to more than this: 0.61 bytes kept of each instead of 0.67. */
@@ -101,8 +122,9 @@ int swap_put(struct swap *s, uint64_t owner, const void *page, swap_ref_t *ref);
 
 /* Writes the page's PAGE_BYTES to `page`.  -EIO, and a count of swap_bad_checksum
  * or swap_bad_object, where the object is damaged or not owner's: `page` is then
- * undefined, and the VM cannot go on.  Does not drop the ref.  1 us, takes no lock; from
- * disk it waits for the disk (the engine reads by itself: struct mm_tier). */
+ * undefined, and the VM cannot go on.  Does not drop the ref.  1 us, twice that for a
+ * delta, takes no lock; from disk it waits for the disk (the engine reads by itself:
+ * struct mm_tier). */
 int swap_get(struct swap *s, swap_ref_t ref, uint64_t owner, void *page);
 
 /* Takes no lock.  The drop of the last object in a segment gives the segment's
@@ -126,13 +148,16 @@ struct swap_stats {
 	uint64_t filled_pages, packed_pages;
 	uint64_t packed_bytes;  /* live objects with their headers */
 	uint64_t hole_bytes;    /* in segments, but dropped or never used */
-	uint64_t table_bytes;   /* segment and pattern tables */
+	uint64_t table_bytes;   /* segment and pattern tables, and those for deltas */
 	uint64_t batch_bytes;   /* on their way to disk or from it; 0 at rest */
 	uint64_t held_bytes;    /* all of these: what it costs the host's memory */
 	uint64_t disk_pages;
 	uint64_t disk_bytes;      /* live objects, each rounded up to 64 bytes */
 	uint64_t disk_used_bytes; /* segments that are in use, or bad */
 	uint64_t disk_size_bytes; /* all segments */
+	uint64_t delta_pages;   /* of packed_pages: packed against another page */
+	uint64_t delta_saved_bytes; /* what these would take more, each for itself */
+	uint64_t orphan_bytes;  /* of packed_bytes: dropped pages that deltas still need */
 };
 void swap_stats(const struct swap *s, struct swap_stats *out);
 /* held_bytes alone: faults of a VM near its limit ask for it. */

@@ -199,6 +199,7 @@ struct shadow {
 
 static struct shadow *sh;
 static struct swap_disk_config disk;
+static enum swap_delta delta_asked;
 static struct err err;
 
 static bool moved(void *ctx, uint64_t owner, swap_ref_t from, swap_ref_t to)
@@ -218,7 +219,7 @@ static bool moved(void *ctx, uint64_t owner, swap_ref_t from, swap_ref_t to)
 static int try_create(uint64_t cap_bytes)
 {
 	struct swap_config cfg = { .max_pages = PAGES, .cap_bytes = cap_bytes, .host = &host,
-				   .move = moved, .disk = &disk };
+				   .move = moved, .disk = &disk, .delta = delta_asked };
 	int rc;
 
 	sh = calloc(1, sizeof(*sh));
@@ -627,6 +628,80 @@ Test(disk, disk_byte_damaged_eio)
 {
 	damage(PLAIN);
 	damage(ENCRYPTED);
+}
+
+/* ---- no deltas ----------------------------------------------------------------- */
+
+Test(disk, disk_swap_has_no_deltas_whatever_is_asked)
+{
+	uint64_t tables = 0;
+
+	for (delta_asked = SWAP_DELTA_OFF; delta_asked <= SWAP_DELTA_SMALL; delta_asked++) {
+		begin(PLAIN);
+		for (unsigned i = 0; i < 1000; i++) /* as similar as can be */
+			cr_assert_eq(put(i, 7, 1500), 0);
+		cr_assert_eq(stats().delta_pages + stats().orphan_bytes, 0);
+		tables = tables ? tables : stats().table_bytes;
+		cr_assert_eq(stats().table_bytes, tables);
+		spill_all();
+		check_all();
+		end();
+	}
+}
+
+static uint64_t odd_tag(unsigned owner, uint32_t bytes, bool is_delta)
+{
+	return is_delta ? tag_make(owner, bytes | TAG_DELTA, OBJECT_LIVE) :
+			  tag_make(owner, bytes, OBJECT_BASE);
+}
+
+Test(disk, disk_object_that_passes_for_delta_or_base_eio)
+{
+	struct page page;
+	uint64_t tag;
+
+	begin(PLAIN);
+	put_many(0, 100, 1500);
+	spill_all();
+	for (unsigned i = 10; i < 12; i++) {
+		int fd = open(path, O_RDONLY);
+
+		cr_assert_eq(pread(fd, &tag, sizeof(tag), (off_t)object_offset(i)), 8);
+		close(fd);
+		tag = odd_tag(i, tag_bytes(tag), i % 2 == 0);
+		overwrite(object_offset(i), &tag, sizeof(tag));
+		check_damaged(i);
+	}
+	cr_assert_eq(read_page(12, &page), 0);
+	end();
+}
+
+static struct object *object_in_pool(unsigned owner)
+{
+	uint64_t unit = sh->ref[owner].v & ~REF_PACKED;
+
+	return (struct object *)(void *)(sh->s->pool.base + unit * UNIT_BYTES);
+}
+
+Test(disk, disk_object_that_passes_for_delta_or_base_not_spilled)
+{
+	struct page page;
+
+	begin(PLAIN);
+	put_many(0, 2000, 1500);
+	for (unsigned i = 10; i < 12; i++) {
+		struct object *o = object_in_pool(i);
+
+		o->tag = odd_tag(i, tag_bytes(o->tag), i % 2 == 0);
+	}
+	swap_spill(sh->s, UINT64_MAX / 2);
+	for (unsigned i = 0; i < 2000; i++)
+		if (i == 10 || i == 11)
+			cr_assert(ref_is_packed(sh->ref[i]) && read_page(i, &page) == -EIO);
+		else
+			check_page(i);
+	cr_assert_eq(on_disk(), 1998);
+	end();
 }
 
 Test(disk, disk_segment_zeroed_eio_and_others_come_back)

@@ -767,6 +767,16 @@ static uint64_t next_random(uint64_t *s)
 	return *s;
 }
 
+static bool pages_are_alike;
+
+/* Half of it noise, the same for every 16th page: what deltas are made of. */
+static uint64_t shared_word(uint64_t index, uint64_t w)
+{
+	uint64_t seed = (index % 16 * 512 + w + 1) * 0x9E3779B97F4A7C15u;
+
+	return w < 320 ? seed ^ seed >> 29 : w;
+}
+
 /* Word w of a version of a page: of all kinds, in turn: compressible, one word
  * throughout, incompressible, mostly zero. */
 static uint64_t word_of(uint64_t index, uint64_t version, uint64_t w)
@@ -775,6 +785,8 @@ static uint64_t word_of(uint64_t index, uint64_t version, uint64_t w)
 
 	if (version == 0)
 		return 0;
+	if (pages_are_alike && w >= 64)
+		return shared_word(index, w);
 	switch ((index + version) % 4) {
 	case 0:
 		return seed ^ w;
@@ -992,4 +1004,15 @@ Test(engine, stress_with_a_swap_file_too_small_no_byte_is_ever_wrong)
 Test(engine, stress_with_a_pool_too_small_no_byte_is_ever_wrong)
 {
 	stress(6 * MiB);
+}
+
+Test(engine, stress_with_similar_pages_no_byte_is_ever_wrong, .timeout = 900)
+{
+	pages_are_alike = true;
+	stress(9 * MiB);
+	fprintf(stderr, "deltas: %lu packed, %lu bases outlived their page\n",
+		(unsigned long)counter_get(CTR_swap_delta_puts),
+		(unsigned long)counter_get(CTR_swap_orphans));
+	cr_assert_gt(counter_get(CTR_swap_delta_puts), 1000);
+	cr_assert_gt(counter_get(CTR_swap_orphans), 0);
 }
