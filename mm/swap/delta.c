@@ -25,12 +25,13 @@
  * nginx, python; logs, redis, tar), bytes kept of each byte taken:
  *
  *             kept              smaller by      put      get of a delta
- *   off       0.487   0.471                     7 us
- *   FAST      0.442   0.424     1.10  1.11     14 us     6 us, of others 3.5 us
- *   SMALL     0.397   0.377     1.23  1.25     43 us     6 us
+ *   off       0.466   0.451                     6 us
+ *   FAST      0.423   0.404     1.10  1.12     10 us     6 us, of others 3.5 us
+ *   SMALL     0.389   0.365     1.20  1.24     41 us     6 us
  *
  * LZ4 does not see much more in it: up to eight bases at once and level 9, at 110 us a
- * page, came to 1.27 on the first of the two.
+ * page, came to 1.27 on the first of the two.  FAST tries no page that shares but one
+ * feature: those made it a hundredth smaller, and took 13 us.
  * The share that must be gained bounds how many pages are deltas, which are nobody's
  * base: with a sixteenth or a quarter SMALL kept more.  SMALL also tries the last
  * page put where none is similar; that gains a twentieth, and nothing with FAST.
@@ -64,6 +65,7 @@
 #define PAGES_A_ROW 4        /* of RAM; guests had a base in 6 to 14 pages */
 #define ROWS_MIN 128u
 #define LEVEL LZ4HC_CLEVEL_MIN + 1 /* 4: beyond it little is gained for each us */
+#define SHARED_MIN_FAST 2u   /* features: with one, nine tries in ten are in vain */
 #define HINTS 4u             /* looked up, for the case that some are stale */
 #define SUM_MIX 0xc4ceb9fe1a85ec53u /* odd: a bijection */
 
@@ -137,6 +139,7 @@ static int init(struct delta *d, const struct swap_config *cfg)
 		d->lz4 = LZ4_createStream();
 	if ((!d->lz4 && !d->lz4hc) || similar_init(&d->similar, index_bytes(cfg), d->host))
 		return -ENOMEM;
+	d->similar.shared_min = is_small(cfg) ? 1 : SHARED_MIN_FAST;
 	rows = d->host->mmap(NULL, rows_bytes(d->rows_max), PROT_READ | PROT_WRITE,
 			     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	if (rows == MAP_FAILED)

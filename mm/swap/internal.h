@@ -290,6 +290,7 @@ struct similar {
 	const struct mm_host *host;
 	uint64_t *entry; /* [bytes / 8] */
 	uint64_t bytes;  /* a power of two */
+	unsigned shared_min; /* features: who shares fewer is not found */
 };
 
 /* The page's few smallest hashes. */

@@ -166,7 +166,7 @@ unsigned similar_find(const struct similar *m, const struct features *f, uint64_
 	}
 	for (unsigned best; n < max && v.n > 0; n++) {
 		best = winner(&v);
-		if (!v.count[best])
+		if (!v.count[best] || v.count[best] < m->shared_min)
 			break;
 		hints[n] = v.hint[best];
 		v.count[best] = 0;

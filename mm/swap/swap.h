@@ -67,9 +67,9 @@ typedef bool swap_move_fn(void *ctx, uint64_t owner, swap_ref_t from, swap_ref_t
  * with a disk has none, whatever is asked for: a base must stay in memory while deltas
  * need it, and a delta on disk would have to leave its head there.  (To be done.) */
 enum swap_delta {
-	/* SWAP_DELTA_FAST: a tenth less memory at less than twice the CPU time of a page
-	 * that leaves, which the reclaimer spends, beside the guest.  SMALL takes five
-	 * times that: a guest that fills its RAM would outrun it. */
+	/* SWAP_DELTA_FAST: a tenth less memory for 1.7 times the CPU time a page that
+	 * leaves takes, which the reclaimer spends, beside the guest.  With SMALL it is
+	 * five to six times: a guest that fills its RAM would outrun it. */
 	SWAP_DELTA_DEFAULT,
 	SWAP_DELTA_OFF,
 	SWAP_DELTA_FAST,    /* LZ4's fast encoder */
@@ -113,8 +113,8 @@ void swap_destroy(struct swap **s);
  * `owner` (below max_pages).  0 and *ref; -E2BIG: does not get smaller than
  * SWAP_PACKED_MAX, and no disk takes it whole, so keep it where it is; -ENOSPC: no room under the cap, even
  * after what can be reused was reused: swap_clean(), which put does not call since
- * that may need the caller's locks, makes room where there are holes.  7 us; with
- * deltas 14, or 43 (SMALL). */
+ * that may need the caller's locks, makes room where there are holes.  6 us; with
+ * deltas 10, or 41 (SMALL). */
 int swap_put(struct swap *s, uint64_t owner, const void *page, swap_ref_t *ref);
 /* Bytes; more is not worth its fault.  Of pages of programs and libraries 29 % pack to more
  * than 3 KiB, and 3 % to more than this: 0.61 bytes kept of each instead of 0.67. */

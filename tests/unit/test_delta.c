@@ -309,6 +309,38 @@ static void similar_round_trip(enum swap_delta kind)
 	end();
 }
 
+/* How many hints are found for one who shares `shared` features. */
+static unsigned found_with(unsigned shared, unsigned shared_min)
+{
+	struct features one = { .n = FEATURES }, other = { .n = FEATURES };
+	uint64_t hints[4];
+	struct similar m;
+	unsigned n;
+
+	for (unsigned i = 0; i < FEATURES; i++) {
+		one.hash[i] = (i + 1) * 1000;
+		other.hash[i] = i < shared ? one.hash[i] : one.hash[i] + 1;
+	}
+	cr_assert_eq(similar_init(&m, 64 * KiB, &mm_host_linux), 0);
+	m.shared_min = shared_min;
+	similar_add(&m, &one, 77);
+	n = similar_find(&m, &other, hints, 4);
+	cr_assert(n == 0 || (n == 1 && hints[0] == 77));
+	similar_fini(&m);
+	return n;
+}
+
+Test(delta, delta_page_that_shares_too_few_features_not_found)
+{
+	for (unsigned least = 1; least <= FEATURES; least++) {
+		cr_assert_eq(found_with(least - 1, least), 0);
+		cr_assert_eq(found_with(least, least), 1);
+	}
+	begin(SWAP_DELTA_FAST);
+	cr_assert_eq(sh->s->delta->similar.shared_min, 2);
+	end();
+}
+
 Test(delta, delta_similar_pages_small_and_come_back)
 {
 	similar_round_trip(SWAP_DELTA_FAST);
