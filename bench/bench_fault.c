@@ -17,6 +17,7 @@
  *               _packing: with content in which all pages pack, so none was left in RAM.
  *   _disk       brim's pages are in a swap file in /var/tmp, read past the host's cache;
  *               the peer's still in zram: what the disk costs, on this machine's disk.
+ *   _delta      only pages that are away packed against another; the peer's are all.
  *   _filled     all pages same-filled, half of them zero.
  *   zipf        as many touches as there are pages, page by page, of which the one of
  *               rank k has a share of 1/k, ranks all over memory: mean of all touches.
@@ -46,6 +47,7 @@
 #define SEED 0x2545f4914f6cdd1du
 #define CLUSTER_USUAL 3
 #define ANY_CPU (-1)
+#define DELTAS_MIN 200u /* isolated touches */
 
 struct scene {
 	const struct bench *bench;
@@ -60,6 +62,7 @@ struct scene {
 	int cpus[2];           /* two to bind to; [1] ANY_CPU: there is but one */
 	int touch_cpu, fault_cpu;
 	enum content_kind isolated_kind; /* which pages isolated touches */
+	bool only_deltas;                /* of these; the peer's are all */
 };
 
 /* ---- a side: memory whose pages are away -------------------------------------------- */
@@ -74,6 +77,8 @@ static bool away_in_brim(struct scene *s, uint64_t i)
 {
 	enum page_state st = guest_state(&s->guest, i);
 
+	if (s->only_deltas)
+		return guest_has_delta(&s->guest, i);
 	return st == PAGE_PACKED || st == PAGE_FILLED || st == PAGE_DISK;
 }
 
@@ -190,7 +195,7 @@ static void isolated(const struct side *d, double *out)
 		s->ns[n++] = (double)touch_ns(d, i);
 		compare(d, i);
 	}
-	if (n < s->content.pages / 2)
+	if (n < (s->only_deltas ? DELTAS_MIN : s->content.pages / 2))
 		bench_die(s->bench, "only %lu of %lu touches found their page away",
 			  (unsigned long)n, (unsigned long)s->content.pages);
 	qsort(s->ns, n, sizeof(*s->ns), by_value);
@@ -434,6 +439,9 @@ int main(int argc, char **argv)
 		compare_placed(&b, &s, s.cpus[1], "_other_cpu");
 	else
 		printf("one CPU only: _other_cpu is left out\n");
+	s.only_deltas = true;
+	compare_isolated(&b, &s, "_delta");
+	s.only_deltas = false;
 	s.guest.on_disk = true;
 	compare_isolated(&b, &s, "_disk");
 	compare_sequential(&b, &s, "_disk");

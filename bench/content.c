@@ -20,6 +20,7 @@
 #include <unistd.h>
 
 #include "bench/zram.h"
+#include "mm/swap/internal.h"
 
 #define SIDES_PAGES (256 * MiB >> PAGE_SHIFT)
 #define SIDES_PAGES_QUICK (64 * MiB >> PAGE_SHIFT)
@@ -331,6 +332,20 @@ enum page_state guest_state(struct guest *g, uint64_t i)
 	s = (enum page_state)g->engine->pages.page[i].state;
 	pthread_mutex_unlock(&c->lock);
 	return s;
+}
+
+bool guest_has_delta(struct guest *g, uint64_t i)
+{
+	struct chunk *c = chunk_of(&g->engine->pages, i);
+	const struct page *p = &g->engine->pages.page[i];
+	struct packed k;
+	bool is_delta;
+
+	pthread_mutex_lock(&c->lock);
+	is_delta = p->state == PAGE_PACKED &&
+		   !pool_find(&g->swap->pool, (swap_ref_t){ p->payload }, &k) && k.is_delta;
+	pthread_mutex_unlock(&c->lock);
+	return is_delta;
 }
 
 bool guest_is_possible(const struct bench *b)

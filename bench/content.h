@@ -72,6 +72,8 @@ void guest_close(struct guest *g);
 void guest_evict(struct guest *g);
 uint64_t guest_away_pages(const struct guest *g);
 enum page_state guest_state(struct guest *g, uint64_t i);
+/* Is page i away, packed against another? */
+bool guest_has_delta(struct guest *g, uint64_t i);
 
 /* Prints a line and returns false where the engine cannot run on this machine. */
 bool guest_is_possible(const struct bench *b);
