@@ -772,7 +772,7 @@ static void random_op(uint64_t *random)
 	}
 }
 
-Test(delta, delta_random_operations_match_reference, .timeout = 300)
+Test(delta, delta_random_operations_match_reference)
 {
 	uint64_t random = seed_of_run(), ops = env_number("BRIM_SWAP_OPS", 60000);
 	uint64_t orphans = counter_get(CTR_swap_orphans);
@@ -915,7 +915,7 @@ static void crowd_run(struct crowd *w, uint64_t seconds)
 		pthread_join(readers[i], NULL);
 }
 
-Test(delta, delta_many_threads_content_and_books_right, .timeout = 300)
+Test(delta, delta_many_threads_content_and_books_right)
 {
 	uint64_t orphans = counter_get(CTR_swap_orphans), deltas = counter_get(CTR_swap_delta_puts);
 	struct crowd *w = calloc(1, sizeof(*w));
@@ -985,7 +985,7 @@ static void move_base(void)
 	pool_retire(&sh->s->pool, from);
 }
 
-Test(delta, delta_base_moved_under_readers_always_found, .timeout = 300)
+Test(delta, delta_base_moved_under_readers_always_found)
 {
 	uint64_t until = now_ns() + env_number("BRIM_SWAP_SECONDS", 2) * 1000000000u, moves = 0;
 	struct chase c = { 0 };
@@ -1092,7 +1092,7 @@ static void check_and_drop_delta(void)
 	drop(1);
 }
 
-Test(delta, delta_base_dropped_while_becoming_one_books_right, .timeout = 300)
+Test(delta, delta_base_dropped_while_becoming_one_books_right)
 {
 	duel(put_base, put_delta, drop_base, check_and_drop_delta);
 }
@@ -1125,7 +1125,7 @@ static void nothing(void)
 {
 }
 
-Test(delta, delta_last_delta_dropped_while_orphan_moves_books_right, .timeout = 300)
+Test(delta, delta_last_delta_dropped_while_orphan_moves_books_right)
 {
 	duel(put_orphan, move_orphan, drop_delta, nothing);
 }

@@ -1006,7 +1006,7 @@ Test(engine, stress_with_a_pool_too_small_no_byte_is_ever_wrong)
 	stress(6 * MiB);
 }
 
-Test(engine, stress_with_similar_pages_no_byte_is_ever_wrong, .timeout = 900)
+Test(engine, stress_with_similar_pages_no_byte_is_ever_wrong)
 {
 	pages_are_alike = true;
 	stress(9 * MiB);
