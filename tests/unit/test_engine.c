@@ -750,6 +750,7 @@ Test(engine, every_call_may_fail_once)
 /* ---- stress ------------------------------------------------------------------------ */
 
 #define STRESS_THREADS 4
+#define STARVED_NS 60000000000u
 
 struct stress {
 	struct box *b;
@@ -900,7 +901,26 @@ static void *discard_main(void *arg)
 	return NULL;
 }
 
-static void stress(uint64_t swap_cap_bytes)
+static bool enough_packed(void)
+{
+	return counter_get(CTR_engine_packed) > 1000;
+}
+
+static bool enough_on_disk(void)
+{
+	return enough_packed() && counter_get(CTR_swap_spilled) > 1000 &&
+	       counter_get(CTR_swap_disk_reads) > 1000;
+}
+
+static bool enough_deltas(void)
+{
+	return enough_packed() && counter_get(CTR_swap_delta_puts) > 1000 &&
+	       counter_get(CTR_swap_orphans) > 0;
+}
+
+/* For as long as it is asked to take, and on a machine that is busy with other things,
+ * or under a sanitizer, until there has been enough of what it is about. */
+static void stress(uint64_t swap_cap_bytes, bool (*enough)(void))
 {
 	static struct box b;
 	static struct stress s;
@@ -921,7 +941,7 @@ static void stress(uint64_t swap_cap_bytes)
 		pthread_create(&t[i], NULL, i < STRESS_THREADS ? stress_main : discard_main, &w[i]);
 	}
 	end = now_ns() + (length ? strtoull(length, NULL, 0) : 3) * 1000000000u;
-	while (now_ns() < end) {
+	while (now_ns() < end || (!enough() && now_ns() < end + STARVED_NS)) {
 		engine_limit(b.e, RAM_BYTES / 4);
 		usleep(200000);
 		engine_limit(b.e, 0);
@@ -940,7 +960,7 @@ static void stress(uint64_t swap_cap_bytes)
 		(unsigned long)counter_get(CTR_engine_faults_packed),
 		(unsigned long)counter_get(CTR_engine_faults_staged),
 		(unsigned long)counter_get(CTR_engine_moves_unsaid));
-	cr_assert_gt(counter_get(CTR_engine_packed), 1000);
+	cr_assert(enough());
 	cr_assert_eq(b.fatal, 0);
 	settle(&b);
 	cr_assert_eq(books_check(b.e, why, sizeof(why)), 0, "%s", why);
@@ -967,12 +987,12 @@ static void stress(uint64_t swap_cap_bytes)
 
 Test(engine, stress_no_byte_is_ever_wrong)
 {
-	stress(0);
+	stress(0, enough_packed);
 }
 
 Test(engine, stress_with_the_pool_no_byte_is_ever_wrong)
 {
-	stress(1 * GiB);
+	stress(1 * GiB, enough_packed);
 }
 
 static void stress_with_a_file(uint64_t bytes, bool encrypt)
@@ -984,11 +1004,9 @@ static void stress_with_a_file(uint64_t bytes, bool encrypt)
 	cr_assert_geq(fd, 0);
 	close(fd);
 	swap_disk = &disk;
-	stress(14 * MiB);
+	stress(14 * MiB, enough_on_disk);
 	swap_disk = NULL;
 	unlink(path);
-	cr_assert_gt(counter_get(CTR_swap_spilled), 1000);
-	cr_assert_gt(counter_get(CTR_swap_disk_reads), 1000);
 }
 
 Test(engine, stress_with_a_swap_file_no_byte_is_ever_wrong)
@@ -1003,16 +1021,14 @@ Test(engine, stress_with_a_swap_file_too_small_no_byte_is_ever_wrong)
 
 Test(engine, stress_with_a_pool_too_small_no_byte_is_ever_wrong)
 {
-	stress(6 * MiB);
+	stress(6 * MiB, enough_packed);
 }
 
 Test(engine, stress_with_similar_pages_no_byte_is_ever_wrong)
 {
 	pages_are_alike = true;
-	stress(9 * MiB);
+	stress(9 * MiB, enough_deltas);
 	fprintf(stderr, "deltas: %lu packed, %lu bases outlived their page\n",
 		(unsigned long)counter_get(CTR_swap_delta_puts),
 		(unsigned long)counter_get(CTR_swap_orphans));
-	cr_assert_gt(counter_get(CTR_swap_delta_puts), 1000);
-	cr_assert_gt(counter_get(CTR_swap_orphans), 0);
 }

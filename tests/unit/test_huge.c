@@ -682,6 +682,11 @@ static void stress_init(struct stress *s, struct box *b)
 	}
 }
 
+static bool enough(void)
+{
+	return counter_get(CTR_engine_packed) > 1000 && counter_get(CTR_engine_unwatched) > 0;
+}
+
 static void stress(enum ram_huge setting)
 {
 	static struct box b;
@@ -699,6 +704,8 @@ static void stress(enum ram_huge setting)
 		pthread_create(&t[i], NULL, i < STRESS_THREADS ? stress_main : discard_main, &w[i]);
 	}
 	vary(&s, length ? strtoull(length, NULL, 0) : 3);
+	for (unsigned more = 0; more < 60 && !enough(); more++)
+		vary(&s, 1); /* a machine that is busy with other things */
 	s.stop = true;
 	for (unsigned i = 0; i <= STRESS_THREADS; i++)
 		pthread_join(t[i], NULL);
@@ -714,8 +721,7 @@ static void stress(enum ram_huge setting)
 		(unsigned long)counter_get(CTR_engine_huge_sampled),
 		(unsigned long)counter_get(CTR_engine_huge_formed),
 		(unsigned long)counter_get(CTR_engine_huge_busy));
-	cr_assert_gt(counter_get(CTR_engine_packed), 1000);
-	cr_assert_gt(counter_get(CTR_engine_unwatched), 0);
+	cr_assert(enough());
 	box_close(&b);
 }
 
