@@ -52,8 +52,14 @@ static void open_huge(struct box *b, uint64_t n)
 
 static uint64_t away_in(struct box *b, uint64_t chunk)
 {
+	struct chunk *c = &b->e->pages.chunk[chunk];
+	uint64_t away;
+
 	box_settle(b);
-	return b->e->pages.chunk[chunk].away;
+	pthread_mutex_lock(&c->lock); /* a later touch is not seen to come after it by TSan */
+	away = c->away;
+	pthread_mutex_unlock(&c->lock);
+	return away;
 }
 
 /* Breaks the chunk as a write to an armed huge page does. */
