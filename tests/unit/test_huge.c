@@ -233,8 +233,12 @@ static void made_again(enum ram_huge setting)
 	cr_assert_gt(vmas(&b), 1);
 	check_chunks(&b, 0, 8);
 	idle_rounds(&b, 2); /* watched no longer */
-	fill_chunks(&b, 0, 8); /* hot */
-	idle_rounds(&b, 4);
+	/* Hot, and again where the kernel was busy with a page just then: such a chunk rests
+	 * for 32 rounds. */
+	for (unsigned i = 0; i < 50 && huge_now(&b) < 8; i++) {
+		fill_chunks(&b, 0, 8);
+		idle_rounds(&b, 4);
+	}
 	if (huge_now(&b) == 0 && counter_get(CTR_engine_huge_no_memory))
 		cr_skip_test("this host has no 2 MiB in one piece");
 	cr_assert_eq(huge_now(&b), 8);
