@@ -177,8 +177,10 @@ static int open_uffd(struct engine *e, struct err *err)
 	return 0;
 }
 
-static int map_staging(struct engine *e, uint64_t bytes, struct err *err)
+/* Its slots, and behind them the freezer's. */
+static int map_staging(struct engine *e, uint64_t slot_bytes, struct err *err)
 {
+	uint64_t bytes = slot_bytes + FREEZER_SLOTS * PAGE_BYTES;
 	uint8_t *p = e->host->mmap(NULL, bytes + HUGE_BYTES, PROT_READ | PROT_WRITE,
 				   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	int rc;
@@ -188,7 +190,7 @@ static int map_staging(struct engine *e, uint64_t bytes, struct err *err)
 	e->staging_map = p;
 	p += (HUGE_BYTES - (uintptr_t)p % HUGE_BYTES) % HUGE_BYTES;
 	e->staging = p;
-	e->slots = bytes >> PAGE_SHIFT;
+	e->slots = slot_bytes >> PAGE_SHIFT;
 	if (e->host->madvise(p, bytes, MADV_DONTFORK) < 0 ||
 	    e->host->madvise(p, bytes, MADV_DONTDUMP) < 0)
 		return err_sys(err, -errno, "memory: cannot set up staging");
@@ -223,7 +225,9 @@ static void forget_page(struct engine *e, uint64_t index)
 		return;
 	/* A staged page's slot is emptied when the reclaimer comes by. */
 	page_set(&e->pages, index, PAGE_GUEST, 0);
-	if (was.state != PAGE_STAGED)
+	if (was.state == PAGE_STORED)
+		share_drop(e, was.payload);
+	else if (was.state != PAGE_STAGED)
 		e->tier->drop(e->tier_ctx, was.payload);
 	counter_inc(CTR_engine_discarded_away);
 }
@@ -315,7 +319,8 @@ static int set_up(struct engine *e, const struct engine_config *cfg, struct err 
 	e->slot_owner = malloc(e->slots * sizeof(*e->slot_owner));
 	e->regions = malloc(SCAN_REGIONS * sizeof(*e->regions));
 	e->rearmed = malloc(SCAN_REGIONS * sizeof(*e->rearmed));
-	if (!e->slot_owner || !e->regions || !e->rearmed)
+	e->unpacked = malloc(PAGE_BYTES);
+	if (!e->slot_owner || !e->regions || !e->rearmed || !e->unpacked)
 		return err_sys(err, -ENOMEM, "memory: no room for the engine's tables");
 	memset(e->slot_owner, 0xff, e->slots * sizeof(*e->slot_owner));
 	rc = register_range(e, e->base, ram_bytes, UFFDIO_REGISTER_MODE_WP);
@@ -381,11 +386,13 @@ void engine_destroy(struct engine **ep)
 	if (e->stop_page)
 		e->host->munmap(e->stop_page, PAGE_BYTES);
 	if (e->staging_map)
-		e->host->munmap(e->staging_map, (e->slots << PAGE_SHIFT) + HUGE_BYTES);
+		e->host->munmap(e->staging_map, ((e->slots + FREEZER_SLOTS) << PAGE_SHIFT) +
+					       HUGE_BYTES);
 	pages_fini(&e->pages);
 	free(e->slot_owner);
 	free(e->regions);
 	free(e->rearmed);
+	free(e->unpacked);
 	pthread_cond_destroy(&e->wake);
 	pthread_mutex_destroy(&e->wake_lock);
 	pthread_mutex_destroy(&e->take);
@@ -426,6 +433,7 @@ void engine_stats(const struct engine *e, struct engine_stats *out)
 		.filled_pages = load(&e->pages.in_state[PAGE_FILLED]),
 		.packed_pages = load(&e->pages.in_state[PAGE_PACKED]),
 		.disk_pages = load(&e->pages.in_state[PAGE_DISK]),
+		.stored_pages = load(&e->pages.in_state[PAGE_STORED]),
 		.present_pages = load(&e->present_pages),
 		.tier_bytes = e->tier->held_bytes(e->tier_ctx),
 		.own_bytes = e->pages.count * sizeof(struct page) +

@@ -7,6 +7,7 @@
  *          STAGED   UFFDIO_MOVE back from staging: no copy
  *          PACKED   decompress into the thread's buffer, UFFDIO_COPY
  *          FILLED   the same, or the kernel's zero page
+ *          STORED   copied from the store
  *          DISK     read.c: a read is started, and ends in a later turn
  *          GUEST    never touched, or discarded, or brought back meanwhile:
  *                   a zero page, or only a wake-up
@@ -205,7 +206,16 @@ static bool in_tier(const struct engine *e, uint64_t index)
 {
 	enum page_state s = e->pages.page[index].state;
 
-	return s == PAGE_PACKED || s == PAGE_FILLED;
+	return s == PAGE_PACKED || s == PAGE_FILLED || s == PAGE_STORED;
+}
+
+static int get(struct engine *e, uint64_t index, uint8_t *page)
+{
+	const struct page *p = &e->pages.page[index];
+
+	if (p->state == PAGE_STORED)
+		return share_get(e, p->payload, page);
+	return e->tier->get(e->tier_ctx, p->payload, index, page);
 }
 
 static bool is_zero(const uint8_t *page)
@@ -216,10 +226,13 @@ static bool is_zero(const uint8_t *page)
 void fault_home(struct engine *e, uint64_t index, uint64_t n)
 {
 	for (uint64_t i = index; i < index + n; i++) {
-		uint64_t ref = e->pages.page[i].payload;
+		struct page was = e->pages.page[i];
 
 		page_set(&e->pages, i, PAGE_GUEST, 0);
-		e->tier->drop(e->tier_ctx, ref);
+		if (was.state == PAGE_STORED)
+			share_drop(e, was.payload);
+		else
+			e->tier->drop(e->tier_ctx, was.payload);
 	}
 	chunk_of(&e->pages, index)->next = (uint16_t)((index + n) % CHUNK_PAGES);
 }
@@ -228,7 +241,9 @@ static void damaged(struct engine *e, uint64_t index, int rc)
 {
 	char where[256] = "its tier", what[320];
 
-	if (e->tier->describe)
+	if (e->pages.page[index].state == PAGE_STORED)
+		snprintf(where, sizeof(where), "the store of shared pages");
+	else if (e->tier->describe)
 		e->tier->describe(e->tier_ctx, e->pages.page[index].payload, where, sizeof(where));
 	snprintf(what, sizeof(what), "its copy in %s is damaged", where);
 	engine_dead(e, index, what, rc);
@@ -243,8 +258,7 @@ static uint64_t unpack_run(struct fault_server *s, uint64_t index, uint64_t most
 
 	*rc = 0;
 	while (n < most && in_tier(e, index + n)) {
-		*rc = e->tier->get(e->tier_ctx, e->pages.page[index + n].payload, index + n,
-				   s->buf + (n << PAGE_SHIFT));
+		*rc = get(e, index + n, s->buf + (n << PAGE_SHIFT));
 		if (*rc)
 			break;
 		n++;
@@ -298,6 +312,7 @@ static void serve_tier(struct fault_server *s, struct chunk *c, uint64_t index)
 {
 	uint64_t end = (index / CHUNK_PAGES + 1) * CHUNK_PAGES;
 	uint64_t want = plan_around(c, index), n;
+	bool was_stored = s->e->pages.page[index].state == PAGE_STORED;
 	int64_t done;
 	int rc;
 
@@ -313,7 +328,7 @@ static void serve_tier(struct fault_server *s, struct chunk *c, uint64_t index)
 		engine_dead(s->e, index, "no memory to bring it back", (int)done);
 		return;
 	}
-	counter_inc(CTR_engine_faults_packed);
+	counter_inc(was_stored ? CTR_engine_faults_stored : CTR_engine_faults_packed);
 	note_around(s->e, (uint64_t)done - 1);
 	c->next = (uint16_t)(bring_around(s, index + (uint64_t)done, end) % CHUNK_PAGES);
 }
@@ -340,6 +355,7 @@ static bool serve(struct fault_server *s, uint64_t index)
 		break;
 	case PAGE_FILLED:
 	case PAGE_PACKED:
+	case PAGE_STORED:
 		serve_tier(s, c, index);
 		break;
 	case PAGE_DISK:

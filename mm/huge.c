@@ -44,6 +44,7 @@
 #define SUPPLY_AGE 4u
 #define FORM_ROUND 4u        /* chunks re-formed a round: a millisecond each and more */
 #define FORM_YOUNG (CHUNK_PAGES / 8)
+#define SHARE_REST 255u      /* and such until one that was armed to look for equal pages is */
 #define FORM_REST 32u        /* passes until a chunk that was refused is tried again */
 #define UNWATCH_ROUND 64u
 #define IDLE_SHIFT_MIN 2u
@@ -105,19 +106,23 @@ static uint64_t cold_supply(const struct engine *e)
 	return sum;
 }
 
-static void sample_some(struct engine *e)
+/* Not of those that were made or looked at lately, if it is only to find equal pages: one
+ * that is broken is to stay so for a while. */
+static void sample_some(struct engine *e, bool rested)
 {
 	uint64_t left = e->pages.chunk_count;
 
-	if (!e->huge || cold_supply(e) >= SUPPLY_PAGES)
+	if (!e->huge)
 		return;
 	for (unsigned n = 0; n < SAMPLE_ROUND && left; left--) {
 		struct chunk *c = &e->pages.chunk[e->sample_cursor];
 
 		e->sample_cursor = (e->sample_cursor + 1) % e->pages.chunk_count;
-		if (!c->huge || c->arm)
+		if (!c->huge || c->arm || (rested && c->rest))
 			continue;
 		c->arm = true;
+		if (rested)
+			c->rest = SHARE_REST;
 		counter_inc(CTR_engine_huge_sampled);
 		n++;
 	}
@@ -303,9 +308,11 @@ void huge_round(struct engine *e, bool over)
 		if (!was)
 			stop_sampling(e);
 		done = unwatch_some(e) + form_some(e);
-	} else {
-		sample_some(e);
+	} else if (cold_supply(e) < SUPPLY_PAGES) {
+		sample_some(e, false);
 	}
+	if (atomic_load(&e->ages_ns))
+		sample_some(e, true);
 	throttle_watch(e);
 	pace(e, done);
 }

@@ -1,6 +1,6 @@
 /*
  * The engine's inside, shared by its files: engine.c, page.c, fault.c, read.c,
- * reclaim.c, huge.c, throttle.c.
+ * reclaim.c, huge.c, throttle.c, share.c.
  *
  * Locks, in order: `turn` (which fault thread listens) or `take` (a reclaimer's batch
  * against a discard), then one chunk's lock.  Never two chunks at once; no system call under them that waits
@@ -26,6 +26,7 @@ enum page_state {
 	PAGE_FILLED, /* in the tier as `payload`, at no cost */
 	PAGE_PACKED, /* in the tier as `payload` */
 	PAGE_DISK,   /* in the tier as `payload`, in a file */
+	PAGE_STORED, /* as the store has it: `payload` is its page there, and a sum */
 	PAGE_STATES
 };
 
@@ -37,7 +38,8 @@ struct page {
 	uint64_t hard : 1;    /* did not compress; until it is written again */
 	uint64_t back : 1;    /* put back by us since the last pass, which looks like a write */
 	uint64_t reading : 1; /* DISK: a fault thread is reading it */
-	uint64_t unused : 3;
+	uint64_t hashed : 1;  /* GUEST: since it was last written */
+	uint64_t restless : 2; /* how often that was for nothing; see share.c */
 	uint64_t payload : 48;
 };
 _Static_assert(sizeof(struct page) == 8, "8 bytes a page");
@@ -48,7 +50,7 @@ struct chunk {
 	uint16_t away;      /* pages not GUEST */
 	uint16_t next;      /* where a sequential reader would fault next */
 	uint8_t around;     /* pages the next sequential fault brings back */
-	bool watched;       /* registered for MISSING */
+	_Atomic bool watched; /* registered for MISSING; read as a hint without the lock */
 	/* owned by the reclaimer: what the last pass saw; see huge.c */
 	bool huge;          /* one huge page */
 	bool arm;           /* the next pass asks for notes of writes */
@@ -56,6 +58,8 @@ struct chunk {
 	uint8_t rest;       /* passes until it may be re-formed again */
 	uint8_t oldest;     /* greatest age of a page that may be taken */
 	uint16_t present, takeable, young;
+	/* under lock, counted by passes */
+	uint16_t unhashed;  /* pages worth a hash */
 };
 
 struct pages {
@@ -123,11 +127,17 @@ struct engine {
 	bool plenty;             /* far enough under the limit; two thresholds */
 	struct page_region *regions, *rearmed; /* [SCAN_REGIONS] */
 
+	/* owned by the thread that shares; set once */
+	struct mm_store store;   /* base NULL: none */
+	uint64_t frozen;         /* slots of the freezer that were used */
+	uint8_t *unpacked;       /* a page */
+
 	/* told to the reclaimer, under wake_lock */
 	pthread_mutex_t wake_lock;
 	pthread_cond_t wake;
 	bool stopping;
 	_Atomic uint64_t limit_bytes, wanted_bytes;
+	_Atomic uint64_t ages_ns; /* passes at least so often; 0: only where they are needed */
 
 	/* anybody's to read */
 	_Atomic uint64_t present_pages;
@@ -142,6 +152,7 @@ struct engine {
 
 #define SLOT_EMPTY UINT32_MAX
 #define SCAN_REGIONS 2048u
+#define FREEZER_SLOTS CHUNK_PAGES /* behind staging's */
 
 static inline uint8_t *page_at(const struct engine *e, uint64_t index)
 {
@@ -239,7 +250,16 @@ bool throttle_may_unwatch(const struct engine *e, const struct chunk *c);
 /* The chunk is watched no longer. */
 void throttle_count_unseen(struct engine *e, const struct chunk *c);
 
+/* share.c */
+/* A STORED page's bytes. 0 or -EIO. Lock held. */
+int share_get(struct engine *e, uint64_t payload, uint8_t *page);
+void share_drop(struct engine *e, uint64_t payload);
+/* A pass has seen the page. Lock held. */
+void share_note(struct chunk *c, struct page *p, bool written);
+
 /* reclaim.c */
+/* A count that a pass made, and others go on with. */
+void engine_count_off(_Atomic uint64_t *count, uint64_t n);
 int reclaim_start(struct engine *e);
 void reclaim_stop(struct engine *e);
 /* One round: look at every page, then take what is over the limit or was asked

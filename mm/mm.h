@@ -3,7 +3,8 @@
  * the table of system calls the engine makes, so that tests can make any of
  * them fail; balloon/ turns page numbers the guest gave back into few madvise
  * calls; engine.c, with page.c, fault.c, reclaim.c, huge.c and throttle.c, takes
- * cold pages and brings them back, and swap/ is where they are meanwhile.
+ * cold pages and brings them back, and swap/ is where they are meanwhile; share.c drops
+ * those that a store has, and ksm/ finds out which.
  *
  * Threads: ram_at() and the other const lookups from any thread, lock-free,
  * since the map is fixed at create.  ram_discard() from the loop thread.  Guest
@@ -261,6 +262,7 @@ bool engine_moved(struct engine *e, uint64_t index, const struct mm_move *m);
 #define ENGINE_AGES 64
 struct engine_stats {
 	uint64_t staged_pages, filled_pages, packed_pages, disk_pages; /* away, by where */
+	uint64_t stored_pages;
 	uint64_t present_pages; /* by the kernel's account, at the last pass */
 	uint64_t tier_bytes;
 	uint64_t own_bytes;     /* the engine's own tables */
@@ -269,5 +271,44 @@ struct engine_stats {
 };
 /* Any thread; a moment's view. */
 void engine_stats(const struct engine *e, struct engine_stats *out);
+
+/* ---- share.c: pages that a store has too ---------------------------------- */
+
+/* A store as one VM sees it.  A page of it that is in use here does not change. */
+struct mm_store {
+	const uint8_t *base; /* of page 0, which is no content; mapped read-only */
+	uint32_t pages;
+	/* One use less.  From any thread, under the lock of a chunk: it may not wait. */
+	void (*drop)(void *ctx, uint32_t store_page);
+	void *ctx;
+};
+/* Once, before the first engine_share() that names a page of it. */
+void engine_set_store(struct engine *e, const struct mm_store *store);
+
+/* These are one thread's: not two at once.  It may touch guest RAM as a device does.
+ *
+ * Passes at least so often, also where nobody takes memory; 0: only then. */
+void engine_keep_ages(struct engine *e, uint64_t ns);
+/* At most n pages (indices, rising) that are in guest RAM, were not written for some
+ * passes, and were not named since; from chunk *cursor on, which it moves on: past the
+ * last chunk it returns 0, and begins anew where the caller sets it to 0.  What was named
+ * is taken for hashed, until it is written. */
+uint64_t engine_cold(struct engine *e, uint64_t *cursor, uint32_t *list, uint64_t n);
+/* All are to be named again: who kept the hashes has lost them. */
+void engine_forget_hashes(struct engine *e);
+
+struct mm_same {
+	uint32_t page;       /* index */
+	uint32_t store_page; /* 0: a page of zeroes */
+	int rc;              /* out */
+};
+/* Each page that equals the store's, byte for byte, gives its memory back and is served
+ * from there from now on: rc 0, and one use more of that page.  -ESTALE: not equal;
+ * -EAGAIN: not now.  Those, and only those of a page in RAM, packed or staged.  Rising
+ * pages in a row cost the least.  Returns how many were 0. */
+uint64_t engine_share(struct engine *e, struct mm_same *list, uint64_t n);
+/* Pages that use a store page of the set (a bit each) get memory of their own again.
+ * Returns how many. */
+uint64_t engine_unshare(struct engine *e, const uint64_t *set);
 
 #endif

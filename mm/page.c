@@ -8,6 +8,8 @@
  *      │                                          │          │    │
  *      └───────────── fault.c, discard ───────────┴──────────┴────┘
  *
+ *    GUEST ──► STAGED ──► STORED, PACKED ──► STORED (share.c); and home as the rest.
+ *
  * PACKED and DISK change into each other, and into themselves, where the tier moves
  * a page's bytes (engine_moved).
  *
@@ -30,10 +32,13 @@
 
 static const bool may[PAGE_STATES][PAGE_STATES] = {
 	[PAGE_GUEST] = { [PAGE_STAGED] = true },
-	[PAGE_STAGED] = { [PAGE_GUEST] = true, [PAGE_FILLED] = true, [PAGE_PACKED] = true },
+	[PAGE_STAGED] = { [PAGE_GUEST] = true, [PAGE_FILLED] = true, [PAGE_PACKED] = true,
+			  [PAGE_STORED] = true },
 	[PAGE_FILLED] = { [PAGE_GUEST] = true },
-	[PAGE_PACKED] = { [PAGE_GUEST] = true, [PAGE_PACKED] = true, [PAGE_DISK] = true },
+	[PAGE_PACKED] = { [PAGE_GUEST] = true, [PAGE_PACKED] = true, [PAGE_DISK] = true,
+			  [PAGE_STORED] = true },
 	[PAGE_DISK] = { [PAGE_GUEST] = true, [PAGE_PACKED] = true, [PAGE_DISK] = true },
+	[PAGE_STORED] = { [PAGE_GUEST] = true },
 };
 
 bool page_may(enum page_state from, enum page_state to)
@@ -52,6 +57,7 @@ void page_set(struct pages *t, uint64_t index, enum page_state to, uint64_t payl
 	p->payload = payload;
 	p->present = to == PAGE_GUEST;
 	p->reading = 0;
+	p->hashed &= to != PAGE_GUEST; /* its guest may write it before the next pass */
 	p->age = 0;
 	atomic_fetch_sub_explicit(&t->in_state[from], 1, memory_order_relaxed);
 	atomic_fetch_add_explicit(&t->in_state[to], 1, memory_order_relaxed);

@@ -56,6 +56,7 @@ static void note_absent(struct page *p)
 	p->age = 0;
 	p->hard = 0;
 	p->back = 0;
+	p->hashed = 0;
 }
 
 static void note_present(struct chunk *c, struct page *p, bool written, struct tally *t)
@@ -66,6 +67,7 @@ static void note_present(struct chunk *c, struct page *p, bool written, struct t
 	} else if (p->age < AGE_MAX) {
 		p->age++;
 	}
+	share_note(c, p, written);
 	p->back = 0;
 	p->present = 1;
 	t->present++;
@@ -248,22 +250,24 @@ static uint64_t slots_in_row(const struct engine *e)
 }
 
 /* What the last pass counted and a later round takes.  A page that came home since was
- * not in it, hence no less than 0.  Only the reclaimer writes it. */
-static void count_off(_Atomic uint64_t *count, uint64_t n)
+ * not in it, hence no less than 0. */
+void engine_count_off(_Atomic uint64_t *count, uint64_t n)
 {
-	uint64_t was = atomic_load(count);
+	uint64_t was = atomic_load(count), now;
 
-	atomic_store(count, was > n ? was - n : 0);
+	do
+		now = was > n ? was - n : 0;
+	while (!atomic_compare_exchange_weak(count, &was, now));
 }
 
 static void note_staged(struct engine *e, uint64_t index, uint64_t n)
 {
 	for (uint64_t i = 0; i < n; i++, e->head++) {
 		e->slot_owner[e->head % e->slots] = (uint32_t)(index + i);
-		count_off(&e->age_pages[e->pages.page[index + i].age], 1);
+		engine_count_off(&e->age_pages[e->pages.page[index + i].age], 1);
 		page_set(&e->pages, index + i, PAGE_STAGED, e->head % e->slots);
 	}
-	count_off(&e->present_pages, n);
+	engine_count_off(&e->present_pages, n);
 	counter_add(CTR_engine_staged, n);
 }
 
@@ -598,11 +602,7 @@ static uint64_t pages_over(const struct engine *e)
 
 static void count_down(struct engine *e, uint64_t pages)
 {
-	uint64_t was = atomic_load(&e->wanted_bytes), now;
-
-	do
-		now = was > pages << PAGE_SHIFT ? was - (pages << PAGE_SHIFT) : 0;
-	while (!atomic_compare_exchange_weak(&e->wanted_bytes, &was, now));
+	engine_count_off(&e->wanted_bytes, pages << PAGE_SHIFT);
 }
 
 /* What is packed goes on to disk where it takes too much of the limit. */
@@ -615,17 +615,38 @@ static void spill_excess(struct engine *e)
 		e->tier->spill(e->tier_ctx, held - share);
 }
 
+static bool is_asked(const struct engine *e)
+{
+	return atomic_load(&e->limit_bytes) || atomic_load(&e->wanted_bytes);
+}
+
+static uint64_t between_passes_ns(const struct engine *e)
+{
+	uint64_t ages = atomic_load(&e->ages_ns);
+
+	return is_asked(e) || !ages ? e->pass_ns : ages;
+}
+
+/* How long the reclaimer sleeps where a round left nothing to do. */
+static uint64_t between_rounds_ns(const struct engine *e)
+{
+	uint64_t ns = e->pass_ns << e->idle_shift, ages = atomic_load(&e->ages_ns);
+
+	return ages && ages < ns ? ages : ns;
+}
+
 /* Rounds that follow each other go by the last pass for a while: a pass is time of this
  * thread, and what it re-arms costs the guest. */
 static void pass_if_due(struct engine *e)
 {
-	uint64_t began = now_ns(), took;
+	uint64_t began = now_ns(), took, least;
 
 	if (!e->manual && began < e->next_pass_ns)
 		return;
 	engine_pass(e);
 	took = now_ns() - began;
-	e->next_pass_ns = began + (took * PASS_SHARE > e->pass_ns ? took * PASS_SHARE : e->pass_ns);
+	least = between_passes_ns(e);
+	e->next_pass_ns = began + (took * PASS_SHARE > least ? took * PASS_SHARE : least);
 }
 
 static void tidy(struct engine *e)
@@ -685,14 +706,13 @@ static void *reclaim_main(void *arg)
 	while (!e->stopping) {
 		struct timespec until;
 
-		if (!atomic_load(&e->limit_bytes) && !atomic_load(&e->wanted_bytes) &&
-		    !huge_has_work(e)) {
+		if (!is_asked(e) && !huge_has_work(e) && !atomic_load(&e->ages_ns)) {
 			pthread_cond_wait(&e->wake, &e->wake_lock);
 			continue;
 		}
 		if (!more) {
 			clock_gettime(CLOCK_REALTIME, &until);
-			until.tv_nsec += (long)(e->pass_ns << e->idle_shift);
+			until.tv_nsec += (long)between_rounds_ns(e);
 			until.tv_sec += until.tv_nsec / 1000000000;
 			until.tv_nsec %= 1000000000;
 			pthread_cond_timedwait(&e->wake, &e->wake_lock, &until);

@@ -43,6 +43,7 @@ const char *role_name(enum role r)
 	static const char *const names[] = {
 		[ROLE_NONE] = "none", [ROLE_LOOP] = "loop", [ROLE_VCPU] = "vcpu",
 		[ROLE_CLI] = "cli", [ROLE_FAULT] = "fault", [ROLE_RECLAIM] = "reclaim",
+		[ROLE_SHARE] = "share",
 		[ROLE_WORKER] = "worker",
 	};
 

@@ -78,6 +78,7 @@ enum role {
 	ROLE_CLI,    /* the `brim` command */
 	ROLE_FAULT,  /* brings pages back; waits for nothing but chunk locks */
 	ROLE_RECLAIM, /* finds cold pages and takes them */
+	ROLE_SHARE,  /* finds equal pages */
 	ROLE_WORKER, /* start-up work that may block, joined before the guest runs */
 };
 

@@ -34,7 +34,25 @@ Test(books, pass_sees_each_page_once_however_scattered)
 	box_close(&b);
 }
 
-/* Of each state some: staged, packed, filled, on disk, discarded, read only, never touched. */
+static void no_drop(void *ctx, uint32_t store_page)
+{
+}
+
+/* Two pages that a store has, too. */
+static void share_some(struct box *b)
+{
+	static uint8_t store[2 * PAGE_BYTES];
+	struct mm_same same[] = { { 6 * CHUNK_PAGES, 1, 0 }, { 6 * CHUNK_PAGES + 1, 1, 0 } };
+
+	engine_set_store(b->e, &(struct mm_store){ store, 2, no_drop, NULL });
+	for (unsigned i = 0; i < ARRAY_LEN(same); i++)
+		memset(box_at(b, same[i].page), 3, PAGE_BYTES);
+	memset(store + PAGE_BYTES, 3, PAGE_BYTES);
+	cr_assert_eq(engine_share(b->e, same, ARRAY_LEN(same)), ARRAY_LEN(same));
+}
+
+/* Of each state some: staged, packed, filled, on disk, stored, discarded, read only,
+ * never touched. */
 static void mix(struct box *b)
 {
 	box_open(b, RAM_HUGE_NEVER, BOX_MANUAL);
@@ -53,6 +71,7 @@ static void mix(struct box *b)
 	box_settle(b);
 	for (uint64_t i = 3 * CHUNK_PAGES; i < 3 * CHUNK_PAGES + 20; i++) /* none is touched again */
 		engine_moved(b->e, i, &(struct mm_move){ i + 1, i + 1, MM_DISK });
+	share_some(b);
 	for (unsigned s = 0; s < PAGE_STATES; s++)
 		cr_assert_gt(atomic_load(&b->e->pages.in_state[s]), 0, "state %u", s);
 }

@@ -656,13 +656,13 @@ Test(engine, sequential_reader_gets_pages_around)
 Test(engine, transitions_are_the_table_and_no_others)
 {
 	static const char *allowed[PAGE_STATES] = {
-		[PAGE_GUEST] = "S", [PAGE_STAGED] = "GFP", [PAGE_FILLED] = "G",
-		[PAGE_PACKED] = "GPD", [PAGE_DISK] = "GPD",
+		[PAGE_GUEST] = "S", [PAGE_STAGED] = "GFPO", [PAGE_FILLED] = "G",
+		[PAGE_PACKED] = "GPDO", [PAGE_DISK] = "GPD", [PAGE_STORED] = "G",
 	};
 
 	for (int from = 0; from < PAGE_STATES; from++)
 		for (int to = 0; to < PAGE_STATES; to++)
-			cr_assert_eq(page_may(from, to), strchr(allowed[from], "GSFPD"[to]) != NULL,
+			cr_assert_eq(page_may(from, to), strchr(allowed[from], "GSFPDO"[to]) != NULL,
 				     "%d to %d", from, to);
 }
 

@@ -1,0 +1,619 @@
+/*
+ * Sharing with a store (mm/share.c): that only equal pages are given up, that each comes
+ * back as it was wherever it was meanwhile, and that no use of a store page is lost.
+ */
+#include "tests/unit/membox.h"
+
+#include <sys/wait.h>
+#include <unistd.h>
+#include <xxhash.h>
+
+#define STORE_PAGES 512u
+
+/* What brimd and the client are elsewhere. */
+static struct {
+	uint8_t *base;
+	_Atomic int64_t uses[STORE_PAGES];
+} store;
+
+static void store_drop(void *ctx, uint32_t store_page)
+{
+	cr_assert_geq(--store.uses[store_page], 0, "store page %u dropped too often", store_page);
+}
+
+static uint8_t *store_at(uint32_t store_page)
+{
+	return store.base + ((uint64_t)store_page << PAGE_SHIFT);
+}
+
+static void share_open(struct box *b, struct engine_config cfg)
+{
+	box_open(b, RAM_HUGE_NEVER, cfg);
+	store.base = mmap(NULL, STORE_PAGES << PAGE_SHIFT, PROT_READ | PROT_WRITE,
+			  MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	cr_assert_neq(store.base, MAP_FAILED);
+	memset(store.uses, 0, sizeof(store.uses));
+	engine_set_store(b->e, &(struct mm_store){ store.base, STORE_PAGES, store_drop, NULL });
+}
+
+static int64_t all_uses(void)
+{
+	int64_t sum = 0;
+
+	for (unsigned i = 0; i < STORE_PAGES; i++)
+		sum += store.uses[i];
+	return sum;
+}
+
+static void share_close(struct box *b)
+{
+	box_settle(b);
+	cr_assert_eq(all_uses(), (int64_t)atomic_load(&b->e->pages.in_state[PAGE_STORED]));
+	box_close(b);
+	munmap(store.base, STORE_PAGES << PAGE_SHIFT);
+}
+
+/* As the client does: the use is counted first, since the page may be touched at once. */
+static uint64_t share(struct box *b, struct mm_same *list, uint64_t n)
+{
+	uint64_t done;
+
+	for (uint64_t i = 0; i < n; i++)
+		store.uses[list[i].store_page] += list[i].store_page != 0;
+	done = engine_share(b->e, list, n);
+	for (uint64_t i = 0; i < n; i++)
+		if (list[i].rc && list[i].store_page)
+			store.uses[list[i].store_page]--;
+	return done;
+}
+
+/* Pages [from, from + n) against store pages that have what they had in version 1. */
+static uint64_t share_first(struct box *b, uint64_t from, uint32_t n)
+{
+	struct mm_same list[STORE_PAGES];
+
+	for (uint32_t i = 0; i < n; i++) {
+		uint64_t *w = (uint64_t *)store_at(i + 1);
+
+		for (unsigned k = 0; k < PAGE_BYTES / sizeof(*w); k++)
+			w[k] = (from + i) << 40 ^ (uint64_t)1 << 12 ^ k;
+		list[i] = (struct mm_same){ (uint32_t)from + i, i + 1, 0 };
+	}
+	return share(b, list, n);
+}
+
+static enum page_state state_of(struct box *b, uint64_t index)
+{
+	struct chunk *c = chunk_of(&b->e->pages, index);
+	enum page_state s;
+
+	pthread_mutex_lock(&c->lock); /* a fault's end may still be writing */
+	s = b->e->pages.page[index].state;
+	pthread_mutex_unlock(&c->lock);
+	return s;
+}
+
+static bool has_memory(struct box *b, uint64_t index)
+{
+	unsigned char in;
+
+	cr_assert_eq(mincore(box_at(b, index), PAGE_BYTES, &in), 0);
+	return in & 1;
+}
+
+Test(share, equal_pages_give_up_their_memory_and_come_back)
+{
+	static struct box b;
+
+	share_open(&b, BOX_MANUAL);
+	for (uint64_t i = 0; i < 300; i++)
+		box_fill(&b, i, 1);
+	cr_assert_eq(share_first(&b, 0, 300), 300);
+	cr_assert_eq(all_uses(), 300);
+	for (uint64_t i = 0; i < 300; i++) {
+		cr_assert_eq(state_of(&b, i), PAGE_STORED);
+		cr_assert_not(has_memory(&b, i));
+	}
+	box_check_books(&b);
+	for (uint64_t i = 0; i < 300; i++)
+		cr_assert(box_has(&b, i, 1), "page %lu", (unsigned long)i);
+	box_fill(&b, 7, 2); /* and are its own again */
+	cr_assert(box_has(&b, 7, 2));
+	cr_assert_eq(store_at(8)[0], (uint8_t)0, "the store was written");
+	box_settle(&b);
+	cr_assert_eq(all_uses(), 0);
+	share_close(&b);
+}
+
+/* Across a chunk's end, with gaps, and more than the freezer holds. */
+Test(share, pages_in_any_pattern_are_shared)
+{
+	static struct box b;
+	static struct mm_same list[3 * CHUNK_PAGES];
+	uint64_t n = 0;
+
+	share_open(&b, BOX_MANUAL);
+	memset(store_at(1), 7, PAGE_BYTES);
+	for (uint64_t i = 0; i < 3 * CHUNK_PAGES; i++) {
+		memset(box_at(&b, i), 7, PAGE_BYTES);
+		if (i % 11 > 2)
+			list[n++] = (struct mm_same){ (uint32_t)i, 1, 0 };
+	}
+	cr_assert_eq(share(&b, list, n), n);
+	for (uint64_t i = 0; i < 3 * CHUNK_PAGES; i++)
+		cr_assert_eq(state_of(&b, i), i % 11 > 2 ? PAGE_STORED : PAGE_GUEST);
+	box_check_books(&b);
+	share_close(&b);
+}
+
+Test(share, page_that_differs_in_one_bit_stays)
+{
+	static struct box b;
+
+	share_open(&b, BOX_MANUAL);
+	for (uint64_t i = 0; i < 3; i++)
+		box_fill(&b, i, 1);
+	box_at(&b, 1)[PAGE_BYTES - 1] ^= 0x80;
+	cr_assert_eq(share_first(&b, 0, 3), 2);
+	cr_assert_eq(state_of(&b, 1), PAGE_GUEST);
+	cr_assert(has_memory(&b, 1));
+	cr_assert_eq(all_uses(), 2);
+	box_at(&b, 1)[PAGE_BYTES - 1] ^= 0x80;
+	for (uint64_t i = 0; i < 3; i++)
+		cr_assert(box_has(&b, i, 1));
+	share_close(&b);
+}
+
+Test(share, zeroes_are_given_back_without_a_store)
+{
+	static struct box b;
+	struct mm_same list[] = { { 3, 0, 0 }, { 4, 0, 0 }, { 9, 0, 0 } };
+
+	box_open(&b, RAM_HUGE_NEVER, BOX_MANUAL);
+	memset(box_at(&b, 3), 0, 2 * PAGE_BYTES);
+	box_fill(&b, 9, 1);
+	cr_assert_eq(engine_share(b.e, list, 3), 2);
+	cr_assert_eq(list[2].rc, -ESTALE);
+	cr_assert_not(has_memory(&b, 3));
+	cr_assert_eq(box_at(&b, 4)[17], 0);
+	cr_assert(box_has(&b, 9, 1));
+	box_close(&b);
+}
+
+Test(share, staged_and_packed_pages_are_shared_too)
+{
+	static struct box b;
+	unsigned staged, packed;
+
+	share_open(&b, BOX_MANUAL);
+	for (uint64_t i = 0; i < 200; i++)
+		box_fill(&b, i, 1);
+	box_push_out(&b, 100);
+	engine_reclaim(b.e, 50 * PAGE_BYTES);
+	engine_tick(b.e);
+	staged = (unsigned)atomic_load(&b.e->pages.in_state[PAGE_STAGED]);
+	packed = (unsigned)atomic_load(&b.e->pages.in_state[PAGE_PACKED]);
+	cr_assert_gt(staged, 0);
+	cr_assert_gt(packed, 0);
+	cr_assert_eq(share_first(&b, 0, 200), 200);
+	cr_assert_eq(b.held, 0, "%lu pages are packed still", (unsigned long)b.held);
+	for (int i = 0; i < 5; i++)
+		engine_tick(b.e); /* the ring passes over the slots they left */
+	box_check_books(&b);
+	for (uint64_t i = 0; i < 200; i++)
+		cr_assert(box_has(&b, i, 1));
+	share_close(&b);
+}
+
+Test(share, discarded_page_reads_zero_and_uses_the_store_no_more)
+{
+	static struct box b;
+
+	share_open(&b, BOX_MANUAL);
+	for (uint64_t i = 0; i < 40; i++)
+		box_fill(&b, i, 1);
+	cr_assert_eq(share_first(&b, 0, 40), 40);
+	cr_assert_eq(ram_discard(b.ram, gpa(10 * PAGE_BYTES), 20 * PAGE_BYTES), 0);
+	cr_assert_eq(all_uses(), 20);
+	for (uint64_t i = 0; i < 40; i++)
+		cr_assert(i < 10 || i >= 30 ? box_has(&b, i, 1) : box_at(&b, i)[i] == 0);
+	share_close(&b);
+}
+
+static uint64_t cold(struct box *b, uint32_t *list, uint64_t n)
+{
+	uint64_t cursor = 0;
+
+	return engine_cold(b->e, &cursor, list, n);
+}
+
+static void passes(struct box *b, unsigned n)
+{
+	while (n--)
+		engine_pass(b->e);
+}
+
+Test(share, quiet_pages_are_named_once_until_they_are_written)
+{
+	static struct box b;
+	uint32_t list[64];
+
+	share_open(&b, BOX_MANUAL);
+	for (uint64_t i = 0; i < 20; i++)
+		box_fill(&b, i, 1);
+	passes(&b, 1);
+	cr_assert_eq(cold(&b, list, 64), 0, "they were just written");
+	passes(&b, 2);
+	cr_assert_eq(cold(&b, list, 8), 8);
+	cr_assert_eq(cold(&b, list + 8, 56), 12);
+	for (uint32_t i = 0; i < 20; i++)
+		cr_assert_eq(list[i], i);
+	passes(&b, 5);
+	cr_assert_eq(cold(&b, list, 64), 0, "they were named already");
+	engine_forget_hashes(b.e);
+	cr_assert_eq(cold(&b, list, 64), 20);
+	share_close(&b);
+}
+
+Test(share, pages_that_keep_changing_are_left_alone_for_longer)
+{
+	static struct box b;
+	uint32_t list[64];
+	unsigned quiet[4];
+
+	share_open(&b, BOX_MANUAL);
+	for (unsigned round = 0; round < 4; round++) {
+		box_fill(&b, 5, round);
+		passes(&b, 1);
+		for (quiet[round] = 0; cold(&b, list, 64) == 0; quiet[round]++) {
+			cr_assert_lt(quiet[round], ENGINE_AGES);
+			passes(&b, 1);
+		}
+	}
+	cr_assert_eq(quiet[0], 2);
+	for (unsigned round = 1; round < 3; round++)
+		cr_assert_eq(quiet[round], 4 * quiet[round - 1]);
+	cr_assert_eq(quiet[3], ENGINE_AGES - 1);
+	share_close(&b);
+}
+
+Test(share, recalled_pages_get_memory_of_their_own)
+{
+	static struct box b;
+	uint64_t set[STORE_PAGES / 64] = { 0x0f0 };
+
+	share_open(&b, BOX_MANUAL);
+	for (uint64_t i = 0; i < 40; i++)
+		box_fill(&b, i, 1);
+	cr_assert_eq(share_first(&b, 0, 40), 40);
+	cr_assert_eq(engine_unshare(b.e, set), 4);
+	for (uint64_t i = 0; i < 40; i++)
+		cr_assert_eq(state_of(&b, i), i >= 3 && i < 7 ? PAGE_GUEST : PAGE_STORED);
+	cr_assert_eq(all_uses(), 36);
+	for (uint64_t i = 0; i < 40; i++)
+		cr_assert(box_has(&b, i, 1));
+	share_close(&b);
+}
+
+static void ends_well(void *ctx, const char *why)
+{
+	/* not to Criterion, whose child this is not */
+	fprintf(stderr, "%s\n", why);
+	_exit(strstr(why, "page 0x2000 ") && strstr(why, "the store") ? 0 : 3);
+}
+
+Test(share, changed_store_page_ends_the_vm_by_name)
+{
+	static struct box b;
+	int status;
+	pid_t child;
+
+	share_open(&b, BOX_MANUAL);
+	share_close(&b);
+	child = fork();
+	if (child == 0) {
+		share_open(&b, BOX_MANUAL);
+		b.e->fatal = ends_well;
+		box_fill(&b, 2, 1);
+		if (share_first(&b, 2, 1) != 1)
+			_exit(4);
+		store_at(1)[99] ^= 1;
+		_exit(5 + box_at(&b, 2)[0]);
+	}
+	cr_assert_eq(waitpid(child, &status, 0), child);
+	cr_assert(WIFEXITED(status) && WEXITSTATUS(status) == 0, "status %x", (unsigned)status);
+}
+
+/* ---- every call fails once ---------------------------------------------------------- */
+
+static _Atomic long fail_at = -1;
+static int fail_errno;
+
+static bool fails_now(void)
+{
+	if (fail_at < 0 || fail_at-- != 0)
+		return false;
+	errno = fail_errno;
+	return true;
+}
+static int failing_ioctl(int fd, unsigned long request, void *arg)
+{
+	return fails_now() ? -1 : mm_host_linux.ioctl(fd, request, arg);
+}
+static int failing_madvise(void *addr, size_t len, int advice)
+{
+	return fails_now() ? -1 : mm_host_linux.madvise(addr, len, advice);
+}
+
+enum { ALL_RIGHT, NONE_LEFT, ENDED, WRONG };
+
+static void ends_here(void *ctx, const char *why)
+{
+	_exit(why[0] ? ENDED : WRONG);
+}
+
+static int scenario(long n, int error)
+{
+	static struct box b;
+	uint64_t set[STORE_PAGES / 64] = { 0xff00 };
+
+	b.host = mm_host_linux;
+	b.host.ioctl = failing_ioctl;
+	b.host.madvise = failing_madvise;
+	share_open(&b, BOX_MANUAL);
+	b.e->fatal = ends_here;
+	for (uint64_t i = 0; i < 64; i++)
+		box_fill(&b, i, 1);
+	box_fill(&b, 20, 2); /* and one that is not equal */
+	fail_errno = error;
+	fail_at = n;
+	share_first(&b, 0, 64);
+	share_first(&b, 0, 64);
+	engine_unshare(b.e, set);
+	for (uint64_t i = 0; i < 32; i++)
+		if (!box_has(&b, i, i == 20 ? 2 : 1))
+			return WRONG;
+	n = fail_at;
+	fail_at = -1;
+	share_first(&b, 0, 64);
+	for (uint64_t i = 0; i < 64; i++)
+		if (!box_has(&b, i, i == 20 ? 2 : 1))
+			return WRONG;
+	share_close(&b);
+	return n >= 0 ? NONE_LEFT : ALL_RIGHT;
+}
+
+Test(share, every_call_may_fail_once)
+{
+	static const int errors[] = { ENOMEM, EAGAIN, EBUSY, EEXIST, ENOENT };
+	static struct box probe;
+	unsigned harmless = 0;
+
+	share_open(&probe, BOX_MANUAL);
+	share_close(&probe);
+	for (unsigned k = 0; k < ARRAY_LEN(errors); k++) {
+		int status = ALL_RIGHT;
+
+		for (long n = 0; status != NONE_LEFT; n++) {
+			pid_t child = fork();
+
+			if (child == 0)
+				_exit(scenario(n, errors[k]));
+			cr_assert_eq(waitpid(child, &status, 0), child);
+			cr_assert(WIFEXITED(status), "call %ld, errno %d: signal %d", n, errors[k],
+				  WTERMSIG(status));
+			status = WEXITSTATUS(status);
+			cr_assert_lt(status, WRONG, "call %ld, errno %d: %d", n, errors[k], status);
+			harmless += status == ALL_RIGHT;
+		}
+	}
+	cr_assert_gt(harmless, 50);
+}
+
+/* ---- stress --------------------------------------------------------------------------- */
+
+#define STRESS_PAGES 4096u
+#define CLASSES 40u /* different contents */
+#define STRESS_THREADS 3
+#define STARVED_NS 60000000000u
+
+struct stress {
+	struct box *b;
+	pthread_mutex_t lock[STRESS_PAGES];
+	uint64_t version[STRESS_PAGES]; /* 0: reads zero */
+	_Atomic bool stop;
+	_Atomic uint64_t accesses;
+};
+struct worker {
+	struct stress *s;
+	uint64_t random;
+};
+
+static uint64_t next_random(uint64_t *s)
+{
+	*s ^= *s << 13;
+	*s ^= *s >> 7;
+	*s ^= *s << 17;
+	return *s;
+}
+
+/* Zero also where it was written. */
+static uint64_t word_of(uint64_t index, uint64_t version, uint64_t w)
+{
+	uint64_t class = version ? (index + version) % CLASSES : 0;
+
+	return class ? (class << 32 | (w % 50 ? w : class)) * 0x9E3779B97F4A7C15u : 0;
+}
+
+static bool is_version(struct stress *s, uint64_t i)
+{
+	const uint64_t *p = (const uint64_t *)box_at(s->b, i);
+	uint64_t w = 0;
+
+	while (w < PAGE_BYTES / sizeof(*p) && p[w] == word_of(i, s->version[i], w))
+		w++;
+	return w == PAGE_BYTES / sizeof(*p);
+}
+
+static void *access_main(void *arg)
+{
+	struct worker *w = arg;
+	struct stress *s = w->s;
+
+	while (!s->stop) {
+		uint64_t r = next_random(&w->random);
+		uint64_t i = r & 7 ? (r >> 8) % (STRESS_PAGES / 8) : (r >> 8) % STRESS_PAGES;
+
+		pthread_mutex_lock(&s->lock[i]);
+		cr_assert(is_version(s, i), "page %lu is not version %lu", (unsigned long)i,
+			  (unsigned long)s->version[i]);
+		if (r >> 61 == 0) {
+			s->version[i]++;
+			for (uint64_t k = 0; k < PAGE_BYTES / 8; k++)
+				((uint64_t *)box_at(s->b, i))[k] = word_of(i, s->version[i], k);
+		}
+		pthread_mutex_unlock(&s->lock[i]);
+		s->accesses++;
+	}
+	return NULL;
+}
+
+static void *discard_main(void *arg)
+{
+	struct worker *w = arg;
+	struct stress *s = w->s;
+
+	while (!s->stop) {
+		uint64_t i = next_random(&w->random) % (STRESS_PAGES - 16), n = 1 + w->random % 16;
+		struct ram_range r = { gpa(i << PAGE_SHIFT), n << PAGE_SHIFT };
+
+		for (uint64_t k = i; k < i + n; k++)
+			pthread_mutex_lock(&s->lock[k]);
+		cr_assert_eq(ram_discard_many(s->b->ram, &r, 1), 1);
+		for (uint64_t k = i; k < i + n; k++) {
+			s->version[k] = 0;
+			pthread_mutex_unlock(&s->lock[k]);
+		}
+		usleep(500);
+	}
+	return NULL;
+}
+
+/* Some store page for these bytes; mostly the right one. */
+static uint32_t find_or_make(const uint8_t *bytes, uint64_t random)
+{
+	uint32_t free = 0;
+
+	for (uint32_t i = 1; i < STORE_PAGES; i++) {
+		if (store.uses[i] && (!memcmp(store_at(i), bytes, PAGE_BYTES) || random % 37 == 0))
+			return i;
+		free = store.uses[i] ? free : i;
+	}
+	/* what nobody uses becomes something else at once */
+	if (free)
+		memcpy(store_at(free), bytes, PAGE_BYTES);
+	return free;
+}
+
+static const uint8_t zero_page[PAGE_BYTES];
+
+/* The client's and brimd's work, by the straightest way. */
+static void share_round(struct stress *s, uint64_t *cursor, uint64_t *random)
+{
+	static struct mm_same list[256];
+	static uint8_t copy[PAGE_BYTES];
+	uint32_t pages[256];
+	uint64_t n = engine_cold(s->b->e, cursor, pages, ARRAY_LEN(pages)), m = 0;
+
+	if (!n)
+		*cursor = 0;
+	for (uint64_t i = 0; i < n; i++) {
+		bool zero;
+
+		/* as the guest may write it meanwhile, any mixture may be read: a hint */
+		pthread_mutex_lock(&s->lock[pages[i]]);
+		memcpy(copy, box_at(s->b, pages[i]), PAGE_BYTES);
+		pthread_mutex_unlock(&s->lock[pages[i]]);
+		zero = !memcmp(copy, zero_page, PAGE_BYTES);
+		list[m] = (struct mm_same){ pages[i], zero ? 0 : find_or_make(copy, next_random(random)), 0 };
+		store.uses[list[m].store_page] += !zero && list[m].store_page;
+		m += zero || list[m].store_page;
+	}
+	engine_share(s->b->e, list, m);
+	for (uint64_t i = 0; i < m; i++)
+		if (list[i].rc && list[i].store_page)
+			store.uses[list[i].store_page]--;
+}
+
+static void *share_main(void *arg)
+{
+	struct worker *w = arg;
+	uint64_t cursor = 0, rounds = 0;
+
+	role_set(ROLE_SHARE);
+	while (!w->s->stop) {
+		uint64_t set[STORE_PAGES / 64] = { 0 };
+
+		share_round(w->s, &cursor, &w->random);
+		if (++rounds % 64 == 0) {
+			set[next_random(&w->random) % ARRAY_LEN(set)] = w->random;
+			engine_unshare(w->s->b->e, set);
+			usleep(1000);
+		}
+	}
+	return NULL;
+}
+
+static bool enough(void)
+{
+	return counter_get(CTR_engine_shared) > 2000 && counter_get(CTR_engine_faults_stored) > 500 &&
+	       counter_get(CTR_engine_share_differs) > 20 && counter_get(CTR_engine_packed) > 500;
+}
+
+Test(share, stress_no_byte_is_ever_wrong)
+{
+	static struct box b;
+	static struct stress s;
+	void *(*const mains[STRESS_THREADS + 2])(void *) = { access_main, access_main, access_main,
+							     discard_main, share_main };
+	struct worker w[ARRAY_LEN(mains)];
+	pthread_t t[ARRAY_LEN(mains)];
+	const char *seed = getenv("BRIM_SEED"), *length = getenv("BRIM_STRESS_S");
+	uint64_t random = seed ? strtoull(seed, NULL, 0) : now_ns(), end;
+
+	fprintf(stderr, "seed %lu\n", (unsigned long)random);
+	s.b = &b;
+	share_open(&b, (struct engine_config){ .fault_threads = 2, .pass_ns = 2000000,
+					       .staging_bytes = 2 * MiB });
+	engine_keep_ages(b.e, 3000000);
+	for (unsigned i = 0; i < STRESS_PAGES; i++)
+		pthread_mutex_init(&s.lock[i], NULL);
+	for (unsigned i = 0; i < ARRAY_LEN(mains); i++) {
+		w[i] = (struct worker){ &s, random + i * 7919 + 1 };
+		pthread_create(&t[i], NULL, mains[i], &w[i]);
+	}
+	end = now_ns() + (length ? strtoull(length, NULL, 0) : 3) * 1000000000u;
+	while (now_ns() < end || (!enough() && now_ns() < end + STARVED_NS)) {
+		engine_limit(b.e, STRESS_PAGES * PAGE_BYTES / 3);
+		usleep(100000);
+		engine_limit(b.e, 0);
+		usleep(100000);
+	}
+	s.stop = true;
+	for (unsigned i = 0; i < ARRAY_LEN(mains); i++)
+		pthread_join(t[i], NULL);
+	engine_keep_ages(b.e, 0);
+	reclaim_stop(b.e);
+	fprintf(stderr, "%lu accesses, %lu shared, %lu came back, %lu differed, %lu zeroes, %lu recalled, "
+		"%lu packed\n", (unsigned long)s.accesses,
+		(unsigned long)counter_get(CTR_engine_shared),
+		(unsigned long)counter_get(CTR_engine_faults_stored),
+		(unsigned long)counter_get(CTR_engine_share_differs),
+		(unsigned long)counter_get(CTR_engine_zeroes),
+		(unsigned long)counter_get(CTR_engine_unshared),
+		(unsigned long)counter_get(CTR_engine_packed));
+	for (uint64_t i = 0; i < STRESS_PAGES; i++)
+		cr_assert(is_version(&s, i));
+	cr_assert(enough());
+	share_close(&b);
+}
