@@ -6,16 +6,7 @@
  * Seeds are printed; BRIM_SEED=N repeats a run, BRIM_SWAP_OPS and
  * BRIM_SWAP_SECONDS make the random and the concurrent test longer.
  */
-#include <criterion/criterion.h>
-#include <errno.h>
-#include <inttypes.h>
-#include <pthread.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/mman.h>
-
-#include "mm/swap/internal.h"
+#include "tests/unit/crowd.h"
 
 #define PAGES 8192u
 #define CAP (8 * MiB)
@@ -23,24 +14,9 @@
 
 /* ---- pages that look alike ----------------------------------------------------- */
 
-struct page { _Alignas(64) uint8_t b[PAGE_BYTES]; };
-
-static uint64_t mix(uint64_t *state)
-{
-	uint64_t z = (*state += 0x9e3779b97f4a7c15u);
-
-	z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
-	z = (z ^ z >> 27) * 0x94d049bb133111ebu;
-	return z ^ z >> 31;
-}
-
 static void random_words(struct page *page, size_t from, size_t n, uint64_t *state)
 {
-	for (size_t i = from; i < from + n; i += sizeof(uint64_t)) {
-		uint64_t v = mix(state);
-
-		memcpy(page->b + i, &v, sizeof(v));
-	}
+	random_bytes(page->b + from, n, state);
 }
 
 /* The first of its family: `noise` bytes of its own, then little. */
@@ -77,49 +53,11 @@ static void any_page(struct page *page, uint64_t seed)
 		member_of(page, mix(&state) % FAMILIES, mix(&state));
 }
 
-static bool same(const struct page *a, const struct page *b)
-{
-	return memcmp(a->b, b->b, sizeof(a->b)) == 0;
-}
-
-/* ---- a host that fails on request ----------------------------------------------- */
-
-static _Atomic unsigned calls;
-static unsigned fail_at; /* 0: never; the first call is 1 */
-static _Atomic bool discards_fail;
-
-static bool call_fails(void)
-{
-	if (++calls != fail_at)
-		return false;
-	errno = ENOMEM;
-	return true;
-}
-
-static void *host_mmap(void *addr, size_t len, int prot, int flags, int fd, int64_t off)
-{
-	return call_fails() ? MAP_FAILED : mmap(addr, len, prot, flags, fd, off);
-}
-
-static int host_munmap(void *addr, size_t len)
-{
-	return call_fails() ? -1 : munmap(addr, len);
-}
-
-static int host_madvise(void *addr, size_t len, int advice)
-{
-	if (call_fails() || (advice == MADV_DONTNEED && discards_fail)) {
-		errno = EAGAIN;
-		return -1;
-	}
-	return madvise(addr, len, advice);
-}
+/* ---- a pool with a shadow -------------------------------------------------------- */
 
 static const struct mm_host host = {
 	.mmap = host_mmap, .munmap = host_munmap, .madvise = host_madvise,
 };
-
-/* ---- a pool with a shadow -------------------------------------------------------- */
 
 struct shadow {
 	struct swap *s;
@@ -275,21 +213,6 @@ static struct packed object_of(unsigned owner)
 
 	cr_assert_eq(pool_find(&sh->s->pool, sh->ref[owner], &k), 0);
 	return k;
-}
-
-static uint64_t env_number(const char *name, uint64_t otherwise)
-{
-	const char *v = getenv(name);
-
-	return v ? strtoull(v, NULL, 0) : otherwise;
-}
-
-static uint64_t seed_of_run(void)
-{
-	uint64_t seed = env_number("BRIM_SEED", now_ns());
-
-	fprintf(stderr, "test_delta: BRIM_SEED=%" PRIu64 "\n", seed);
-	return seed;
 }
 
 /* ---- put and get ------------------------------------------------------------------ */
@@ -795,96 +718,6 @@ Test(delta, delta_random_operations_match_reference)
 /* ---- many threads ---------------------------------------------------------------------------- */
 
 #define OWNERS 4096u
-#define READERS 3u
-
-struct cell {
-	pthread_mutex_t lock;
-	swap_ref_t ref;
-	uint64_t seed;
-};
-
-struct crowd {
-	struct swap *s;
-	struct cell cells[OWNERS];
-	_Atomic bool stop;
-	_Atomic uint64_t wrong, gets, drops, moved, refused;
-};
-
-static bool crowd_moved(void *ctx, uint64_t owner, swap_ref_t from, swap_ref_t to)
-{
-	struct crowd *w = ctx;
-	struct cell *c = &w->cells[owner];
-	bool ours;
-
-	pthread_mutex_lock(&c->lock);
-	ours = c->ref.v == from.v;
-	if (ours)
-		c->ref = to;
-	pthread_mutex_unlock(&c->lock);
-	w->moved += ours;
-	w->refused += !ours;
-	return ours;
-}
-
-static void crowd_visit(struct crowd *w, unsigned owner, bool drops)
-{
-	struct cell *c = &w->cells[owner];
-	struct page want, got;
-
-	pthread_mutex_lock(&c->lock);
-	if (c->ref.v) {
-		any_page(&want, c->seed);
-		if (swap_get(w->s, c->ref, owner, &got) || !same(&want, &got))
-			w->wrong++;
-		w->gets++;
-	}
-	if (c->ref.v && drops) {
-		swap_drop(w->s, c->ref);
-		c->ref.v = 0;
-		w->drops++;
-	}
-	pthread_mutex_unlock(&c->lock);
-}
-
-static void *crowd_reader(void *arg)
-{
-	struct crowd *w = arg;
-	uint64_t random = (uintptr_t)&random;
-
-	while (!w->stop) {
-		unsigned first = (unsigned)(mix(&random) % OWNERS);
-		bool drops = mix(&random) % 3 == 0;
-
-		for (unsigned i = 0; i < 64; i++)
-			crowd_visit(w, (first + i) % OWNERS, drops);
-	}
-	return NULL;
-}
-
-static void crowd_put(struct crowd *w, unsigned owner, uint64_t seed)
-{
-	struct cell *c = &w->cells[owner];
-	struct page page;
-	swap_ref_t ref;
-	bool taken;
-	int rc;
-
-	pthread_mutex_lock(&c->lock);
-	taken = c->ref.v != 0;
-	pthread_mutex_unlock(&c->lock);
-	if (taken)
-		return;
-	any_page(&page, seed);
-	rc = swap_put(w->s, owner, &page, &ref);
-	cr_assert(rc == 0 || rc == -E2BIG || rc == -ENOSPC);
-	if (rc)
-		return;
-	pthread_mutex_lock(&c->lock);
-	c->seed = seed;
-	c->ref = ref;
-	pthread_mutex_unlock(&c->lock);
-}
-
 static void crowd_reclaim(struct crowd *w, uint64_t until_ns)
 {
 	uint64_t random = seed_of_run();
@@ -901,48 +734,28 @@ static void crowd_reclaim(struct crowd *w, uint64_t until_ns)
 	}
 }
 
-static void crowd_run(struct crowd *w, uint64_t seconds)
-{
-	pthread_t readers[READERS];
-
-	for (unsigned i = 0; i < OWNERS; i++)
-		pthread_mutex_init(&w->cells[i].lock, NULL);
-	for (unsigned i = 0; i < READERS; i++)
-		cr_assert_eq(pthread_create(&readers[i], NULL, crowd_reader, w), 0);
-	crowd_reclaim(w, now_ns() + seconds * 1000000000u);
-	w->stop = true;
-	for (unsigned i = 0; i < READERS; i++)
-		pthread_join(readers[i], NULL);
-}
-
 Test(delta, delta_many_threads_content_and_books_right)
 {
 	uint64_t orphans = counter_get(CTR_swap_orphans), deltas = counter_get(CTR_swap_delta_puts);
-	struct crowd *w = calloc(1, sizeof(*w));
+	struct crowd w = { .owners = OWNERS, .make = any_page, .drop_one_in = 3 };
 	struct swap_config cfg = { .max_pages = OWNERS, .cap_bytes = CAP, .move = crowd_moved,
-				   .move_ctx = w, .delta = SWAP_DELTA_FAST };
+				   .move_ctx = &w, .delta = SWAP_DELTA_FAST };
 	struct swap_stats st;
 
-	cr_assert_eq(swap_create(&w->s, &cfg, NULL), 0);
-	crowd_run(w, env_number("BRIM_SWAP_SECONDS", 3));
+	crowd_gather(&w);
+	cr_assert_eq(swap_create(&w.s, &cfg, NULL), 0);
+	crowd_run(&w, crowd_reclaim);
 	orphans = counter_get(CTR_swap_orphans) - orphans;
 	deltas = counter_get(CTR_swap_delta_puts) - deltas;
-	fprintf(stderr, "test_delta: %" PRIu64 " gets, %" PRIu64 " drops, %" PRIu64 " moves, %"
-		PRIu64 " refused, %" PRIu64 " deltas, %" PRIu64 " orphans\n", w->gets, w->drops,
-		w->moved, w->refused, deltas, orphans);
-	swap_verify(w->s);
-	for (unsigned i = 0; i < OWNERS; i++)
-		crowd_visit(w, i, true);
-	cr_assert_eq(w->wrong, 0);
-	cr_assert(w->gets > 100 && w->moved > 0 && deltas > 100 && orphans > 10);
-	swap_verify(w->s);
-	while (swap_clean(w->s, 0, UINT64_MAX) > 0)
+	fprintf(stderr, "%" PRIu64 " deltas, %" PRIu64 " orphans\n", deltas, orphans);
+	cr_assert(w.gets > 100 && w.moved > 0 && deltas > 100 && orphans > 10);
+	while (swap_clean(w.s, 0, UINT64_MAX) > 0)
 		;
-	swap_stats(w->s, &st);
+	swap_stats(w.s, &st);
 	cr_assert_eq(st.held_bytes, st.table_bytes);
 	cr_assert_eq(st.orphan_bytes + st.delta_pages + st.delta_saved_bytes, 0);
-	swap_destroy(&w->s);
-	free(w);
+	swap_destroy(&w.s);
+	free(w.cells);
 }
 
 /* One base that the cleaner moves to and fro, under readers of its deltas. */

@@ -6,108 +6,29 @@
  * Seeds are printed; BRIM_SEED=N repeats a run, BRIM_DISK_OPS and BRIM_DISK_SECONDS make
  * the random and the concurrent test longer.
  */
-#include <criterion/criterion.h>
-#include <errno.h>
 #include <fcntl.h>
-#include <inttypes.h>
 #include <liburing.h>
 #include <linux/fs.h>
 #include <pthread.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/ioctl.h>
-#include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "mm/swap/internal.h"
+#include "tests/unit/swapbox.h"
 
 #define PAGES 8192u /* owners: 32 MiB of guest */
 #define CAP (16 * MiB)
 #define FILE_BYTES (24 * MiB)
 #define RAW_NOISE PAGE_BYTES
 
-/* ---- pages ------------------------------------------------------------------- */
-
-struct page { _Alignas(64) uint8_t b[PAGE_BYTES]; };
-
-static uint64_t mix(uint64_t *state)
-{
-	uint64_t z = (*state += 0x9e3779b97f4a7c15u);
-
-	z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
-	z = (z ^ z >> 27) * 0x94d049bb133111ebu;
-	return z ^ z >> 31;
-}
-
-/* The page a seed stands for: `noise` bytes of it random, the rest repeats. */
-static void make_page(struct page *page, uint64_t seed, size_t noise)
-{
-	uint64_t state = seed;
-
-	memset(page->b, (int)(seed % 255 + 1), sizeof(page->b));
-	for (size_t i = 0; i + sizeof(uint64_t) <= noise; i += sizeof(uint64_t)) {
-		uint64_t v = mix(&state);
-
-		memcpy(page->b + i, &v, sizeof(v));
-	}
-}
-
-static bool same(const struct page *a, const struct page *b)
-{
-	return memcmp(a->b, b->b, sizeof(a->b)) == 0;
-}
-
-static uint64_t env_number(const char *name, uint64_t otherwise)
-{
-	const char *v = getenv(name);
-
-	return v ? strtoull(v, NULL, 0) : otherwise;
-}
-
-static uint64_t seed_of_run(void)
-{
-	uint64_t seed = env_number("BRIM_SEED", now_ns());
-
-	fprintf(stderr, "test_disk: BRIM_SEED=%" PRIu64 "\n", seed);
-	return seed;
-}
-
 /* ---- a host that counts, and fails on request -------------------------------- */
 
-static _Atomic unsigned calls;
-static unsigned fail_at; /* 0: never; the first call is 1 */
-static int fail_error = EIO;
 static bool writes_fail, writes_are_short, discards_refused, nothing_ends;
 static unsigned write_fails_one_in;
 static uint64_t fail_random = 1;
 static uint64_t discarded[4096];
 static unsigned discards;
-
-static bool call_fails(void)
-{
-	if (++calls != fail_at)
-		return false;
-	errno = fail_error;
-	return true;
-}
-
-static void *host_mmap(void *addr, size_t len, int prot, int flags, int fd, int64_t off)
-{
-	return call_fails() ? MAP_FAILED : mmap(addr, len, prot, flags, fd, off);
-}
-
-static int host_munmap(void *addr, size_t len)
-{
-	return call_fails() ? -1 : munmap(addr, len);
-}
-
-static int host_madvise(void *addr, size_t len, int advice)
-{
-	return call_fails() ? -1 : madvise(addr, len, advice);
-}
 
 static int host_ioctl(int fd, unsigned long request, void *arg)
 {
@@ -297,7 +218,7 @@ static int put(unsigned owner, uint64_t seed, size_t noise)
 	struct page page;
 	int rc;
 
-	make_page(&page, seed, noise);
+	packable(&page, seed, noise);
 	rc = swap_put(sh->s, owner, &page, &ref);
 	cr_assert_eq(rc == 0, ref.v != 0);
 	sh->seed[owner] = seed;
@@ -334,7 +255,7 @@ static void check_page(unsigned owner)
 {
 	struct page want, got;
 
-	make_page(&want, sh->seed[owner], sh->noise[owner]);
+	packable(&want, sh->seed[owner], sh->noise[owner]);
 	memset(&got, 0xee, sizeof(got));
 	cr_assert_eq(read_page(owner, &got), 0, "page %u", owner);
 	cr_assert(same(&want, &got), "page %u", owner);
@@ -549,7 +470,7 @@ Test(disk, disk_encrypted_file_has_no_plaintext)
 		put_many(10, 10, 1500);
 		spill_all();
 		for (unsigned i = 0; i < 20; i++) {
-			make_page(&page, 1000 + i, sh->noise[i]);
+			packable(&page, 1000 + i, sh->noise[i]);
 			cr_assert_eq(file_has(page.b, 64), how == PLAIN, "page %u", i);
 		}
 		check_all();
@@ -837,7 +758,7 @@ Test(disk, disk_pinned_segment_not_written_over)
 	cr_assert_eq(pread(r.of.fd, raw, r.of.bytes, (off_t)r.of.offset), (ssize_t)r.of.bytes);
 	cr_assert_eq(t->arrived(sh->s, &r.of, raw), 0);
 	cr_assert_eq(t->unpack(sh->s, ref.v, 7, &r, &got), 0);
-	make_page(&want, 1007, 1500);
+	packable(&want, 1007, 1500);
 	cr_assert(same(&want, &got));
 	t->unpin(sh->s, ref.v);
 	cr_assert_eq(stats().disk_used_bytes, 0);
@@ -1105,6 +1026,7 @@ Test(disk, disk_any_call_fails_error_or_every_page_kept)
 {
 	unsigned n, ended = 0;
 
+	fail_error = EIO;
 	choose_path();
 	disk.encrypt = true;
 	for (n = 1; !ended; n++) {
@@ -1418,7 +1340,7 @@ static void crowd_read_disk(struct crowd *w, struct cell *c, unsigned owner)
 	struct page want, got;
 	int rc;
 
-	make_page(&want, c->seed, c->noise);
+	packable(&want, c->seed, c->noise);
 	c->reading = true;
 	t->pin(w->s, ref.v, &r.of);
 	pthread_mutex_unlock(&c->lock);
@@ -1442,7 +1364,7 @@ static void crowd_read(struct crowd *w, struct cell *c, unsigned owner)
 {
 	struct page want, got;
 
-	make_page(&want, c->seed, c->noise);
+	packable(&want, c->seed, c->noise);
 	if (swap_get(w->s, c->ref, owner, &got) || !same(&want, &got))
 		w->wrong++;
 	w->from_memory++;
@@ -1490,7 +1412,7 @@ static void crowd_put(struct crowd *w, unsigned owner, uint64_t *random)
 	if (!c->ref.v && !c->reading) {
 		c->seed = mix(random);
 		c->noise = mix(random) % 10 ? (uint16_t)(mix(random) % 2900) : (uint16_t)PAGE_BYTES;
-		make_page(&page, c->seed, c->noise);
+		packable(&page, c->seed, c->noise);
 		if (swap_put(w->s, owner, &page, &c->ref))
 			c->ref.v = 0;
 	}

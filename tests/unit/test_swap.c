@@ -6,55 +6,18 @@
  * BRIM_SWAP_SECONDS make the random and the concurrent test longer, BRIM_SWAP_ROUNDS
  * the race of drop and clean (which has to be hit to be seen).
  */
-#include <criterion/criterion.h>
-#include <errno.h>
 #include <fcntl.h>
-#include <inttypes.h>
 #include <lz4.h>
-#include <pthread.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/mman.h>
 #include <unistd.h>
 #include <xxhash.h>
 
-#include "mm/swap/internal.h"
+#include "tests/unit/crowd.h"
 
 #define PAGES 4096u /* owners: 16 MiB of guest */
 #define CAP (6 * MiB)
 #define BASH "/bin/bash"
 
 /* ---- pages ------------------------------------------------------------------- */
-
-struct page { _Alignas(64) uint8_t b[PAGE_BYTES]; };
-
-static uint64_t mix(uint64_t *state)
-{
-	uint64_t z = (*state += 0x9e3779b97f4a7c15u);
-
-	z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
-	z = (z ^ z >> 27) * 0x94d049bb133111ebu;
-	return z ^ z >> 31;
-}
-
-static void random_bytes(uint8_t *p, size_t n, uint64_t *state)
-{
-	for (size_t i = 0; i < n; i += sizeof(uint64_t)) {
-		uint64_t v = mix(state);
-
-		memcpy(p + i, &v, n - i < sizeof(v) ? n - i : sizeof(v));
-	}
-}
-
-/* The page a seed stands for: `noise` bytes of it random, the rest repeats. */
-static void packable(struct page *page, uint64_t seed, size_t noise)
-{
-	uint64_t state = seed;
-
-	memset(page->b, (int)(seed % 255 + 1), sizeof(page->b));
-	random_bytes(page->b, noise, &state);
-}
 
 static void pattern(struct page *page, uint64_t value)
 {
@@ -77,57 +40,11 @@ static void any_page(struct page *page, uint64_t seed)
 		packable(page, seed, 8 + mix(&state) % 2800);
 }
 
-static bool same(const struct page *a, const struct page *b)
-{
-	return memcmp(a->b, b->b, sizeof(a->b)) == 0;
-}
-
-/* ---- a host that counts, and fails on request -------------------------------- */
-
-static _Atomic unsigned calls; /* drops on other threads make them, too */
-static unsigned fail_at;       /* 0: never; the first call is 1 */
-static bool discards_fail, has_no_thp;
-static _Atomic unsigned advised; /* one bit for each advice on the pool at create */
-
-static bool call_fails(void)
-{
-	if (++calls != fail_at)
-		return false;
-	errno = ENOMEM;
-	return true;
-}
-
-static void *host_mmap(void *addr, size_t len, int prot, int flags, int fd, int64_t off)
-{
-	return call_fails() ? MAP_FAILED : mmap(addr, len, prot, flags, fd, off);
-}
-
-static int host_munmap(void *addr, size_t len)
-{
-	return call_fails() ? -1 : munmap(addr, len);
-}
-
-static int host_madvise(void *addr, size_t len, int advice)
-{
-	if (call_fails())
-		return -1;
-	if (advice == MADV_DONTNEED && discards_fail) {
-		errno = EAGAIN;
-		return -1;
-	}
-	if (advice == MADV_NOHUGEPAGE && has_no_thp) {
-		errno = EINVAL;
-		return -1;
-	}
-	advised |= 1u << advice;
-	return madvise(addr, len, advice);
-}
+/* ---- a pool with a shadow ---------------------------------------------------- */
 
 static const struct mm_host host = {
 	.mmap = host_mmap, .munmap = host_munmap, .madvise = host_madvise,
 };
-
-/* ---- a pool with a shadow ---------------------------------------------------- */
 
 struct shadow {
 	struct swap *s;
@@ -293,21 +210,6 @@ static uint64_t resident_bytes(void)
 	for (uint64_t i = 0; i < n; i++)
 		sum += (in_core[i] & 1) * PAGE_BYTES;
 	return sum;
-}
-
-static uint64_t env_number(const char *name, uint64_t otherwise)
-{
-	const char *v = getenv(name);
-
-	return v ? strtoull(v, NULL, 0) : otherwise;
-}
-
-static uint64_t seed_of_run(void)
-{
-	uint64_t seed = env_number("BRIM_SEED", now_ns());
-
-	fprintf(stderr, "test_swap: BRIM_SEED=%" PRIu64 "\n", seed);
-	return seed;
 }
 
 /* ---- settings ---------------------------------------------------------------- */
@@ -1091,97 +993,6 @@ Test(swap, swap_random_operations_equal_to_shadow)
 /* ---- many threads ------------------------------------------------------------ */
 
 #define OWNERS 1500u
-#define READERS 3
-
-struct cell {
-	pthread_mutex_t lock;
-	swap_ref_t ref;
-	uint64_t seed;
-};
-
-struct crowd {
-	struct swap *s;
-	struct cell cells[OWNERS];
-	_Atomic bool stop;
-	_Atomic uint64_t wrong, gets, drops; /* Criterion's checks are for one thread */
-	uint64_t moved, refused;
-};
-
-static bool crowd_moved(void *ctx, uint64_t owner, swap_ref_t from, swap_ref_t to)
-{
-	struct crowd *w = ctx;
-	struct cell *c = &w->cells[owner];
-	bool ours;
-
-	pthread_mutex_lock(&c->lock);
-	ours = c->ref.v == from.v;
-	if (ours)
-		c->ref = to;
-	pthread_mutex_unlock(&c->lock);
-	w->moved += ours;
-	w->refused += !ours;
-	return ours;
-}
-
-static void crowd_visit(struct crowd *w, unsigned owner, bool drops)
-{
-	struct cell *c = &w->cells[owner];
-	struct page want, got;
-
-	pthread_mutex_lock(&c->lock);
-	if (c->ref.v) {
-		any_page(&want, c->seed);
-		if (swap_get(w->s, c->ref, owner, &got) || !same(&want, &got))
-			w->wrong++;
-		w->gets++;
-	}
-	if (c->ref.v && drops) {
-		swap_drop(w->s, c->ref);
-		c->ref.v = 0;
-		w->drops++;
-	}
-	pthread_mutex_unlock(&c->lock);
-}
-
-static void *crowd_reader(void *arg)
-{
-	struct crowd *w = arg;
-	uint64_t random = (uintptr_t)&random;
-
-	while (!w->stop) {
-		unsigned first = (unsigned)(mix(&random) % OWNERS);
-		bool drops = mix(&random) % 2;
-
-		/* in runs, so that whole segments empty too */
-		for (unsigned i = 0; i < 64; i++)
-			crowd_visit(w, (first + i) % OWNERS, drops);
-	}
-	return NULL;
-}
-
-static void crowd_put(struct crowd *w, unsigned owner, uint64_t seed)
-{
-	struct cell *c = &w->cells[owner];
-	struct page page;
-	swap_ref_t ref;
-	bool taken;
-	int rc;
-
-	pthread_mutex_lock(&c->lock);
-	taken = c->ref.v != 0;
-	pthread_mutex_unlock(&c->lock);
-	if (taken)
-		return;
-	any_page(&page, seed);
-	rc = swap_put(w->s, owner, &page, &ref);
-	cr_assert(rc == 0 || rc == -E2BIG || rc == -ENOSPC);
-	if (rc)
-		return;
-	pthread_mutex_lock(&c->lock);
-	c->seed = seed;
-	c->ref = ref;
-	pthread_mutex_unlock(&c->lock);
-}
 
 static void crowd_reclaim(struct crowd *w, uint64_t until_ns)
 {
@@ -1202,38 +1013,20 @@ static void crowd_reclaim(struct crowd *w, uint64_t until_ns)
 
 Test(swap, swap_many_threads_content_and_books_right)
 {
-	uint64_t seconds = env_number("BRIM_SWAP_SECONDS", 3);
-	struct crowd *w = calloc(1, sizeof(*w));
+	struct crowd w = { .owners = OWNERS, .make = any_page, .drop_one_in = 2 };
 	struct swap_config cfg = { .max_pages = OWNERS, .cap_bytes = 3 * MiB,
-				   .move = crowd_moved, .move_ctx = w };
-	pthread_t readers[READERS];
+				   .move = crowd_moved, .move_ctx = &w };
+	struct swap_stats st;
 
-	cr_assert_eq(swap_create(&w->s, &cfg, NULL), 0);
-	for (unsigned i = 0; i < OWNERS; i++)
-		pthread_mutex_init(&w->cells[i].lock, NULL);
-	for (unsigned i = 0; i < READERS; i++)
-		cr_assert_eq(pthread_create(&readers[i], NULL, crowd_reader, w), 0);
-	crowd_reclaim(w, now_ns() + seconds * 1000000000u);
-	w->stop = true;
-	for (unsigned i = 0; i < READERS; i++)
-		pthread_join(readers[i], NULL);
-	fprintf(stderr, "test_swap: %" PRIu64 " gets, %" PRIu64 " drops, %" PRIu64
-		" moves, %" PRIu64 " refused\n", w->gets, w->drops, w->moved, w->refused);
-	swap_verify(w->s);
-	for (unsigned i = 0; i < OWNERS; i++)
-		crowd_visit(w, i, true);
-	cr_assert_eq(w->wrong, 0);
-	cr_assert(w->gets > 100 && w->drops > 100 && w->moved > 0);
-	swap_verify(w->s);
-	swap_clean(w->s, 0, 0);
-	{
-		struct swap_stats st;
-
-		swap_stats(w->s, &st);
-		cr_assert_eq(st.held_bytes, st.table_bytes);
-	}
-	swap_destroy(&w->s);
-	free(w);
+	crowd_gather(&w);
+	cr_assert_eq(swap_create(&w.s, &cfg, NULL), 0);
+	crowd_run(&w, crowd_reclaim);
+	cr_assert(w.gets > 100 && w.drops > 100 && w.moved > 0);
+	swap_clean(w.s, 0, 0);
+	swap_stats(w.s, &st);
+	cr_assert_eq(st.held_bytes, st.table_bytes);
+	swap_destroy(&w.s);
+	free(w.cells);
 }
 
 /* The last drops of a segment, which is then the emptiest, while the cleaner does
