@@ -13,7 +13,9 @@
 #include <sys/mman.h>
 
 #include "mm/internal.h"
+#include "mm/swap/swap.h"
 #include "tests/lib/books.h"
+#include "tests/unit/chance.h"
 
 #define BOX_BYTES (64 * MiB)
 #define BOX_PAGES (BOX_BYTES >> PAGE_SHIFT)
@@ -25,10 +27,13 @@ struct box {
 	uint8_t *mem;
 	struct mm_host host;
 	const struct mm_tier *tier; /* box_tier unless it was set */
+	struct swap *swap;          /* the tier's context where it was set; then destroyed at close */
 	/* the tier: copies by page index; ref is index + 1 */
 	uint8_t *of[BOX_PAGES];
 	_Atomic uint64_t held;
 	_Atomic uint64_t full_at; /* no more than that many pages; 0: no bound */
+	_Atomic int damaged;      /* answer of get for page `damaged_index` */
+	_Atomic uint64_t damaged_index;
 	_Atomic int fatal;
 };
 
@@ -65,6 +70,8 @@ static int box_get(void *ctx, uint64_t ref, uint64_t index, void *page)
 
 	cr_assert_eq(ref, index + 1);
 	cr_assert_not_null(b->of[index]);
+	if (b->damaged && index == b->damaged_index)
+		return b->damaged;
 	memcpy(page, b->of[index], PAGE_BYTES);
 	return 0;
 }
@@ -95,27 +102,40 @@ static inline void box_fatal(void *ctx, const char *why)
 	((struct box *)ctx)->fatal++;
 }
 
-/* b->host and b->tier may have been set before; cfg's host, tier and RAM are filled in. */
-static inline void box_open(struct box *b, enum ram_huge huge, struct engine_config cfg)
+/* b->host, b->tier and b->swap may have been set before; cfg's host, tier and RAM are filled
+ * in.  What engine_create() says. */
+static inline int box_try_open(struct box *b, enum ram_huge huge, struct engine_config cfg,
+			       struct err *err)
 {
 	struct mm_host host = b->host.mmap ? b->host : mm_host_linux;
 	const struct mm_tier *tier = b->tier ? b->tier : &box_tier;
-	struct err err = { "" };
+	struct swap *swap = b->swap;
 	int rc;
 
 	memset(b, 0, sizeof(*b));
 	b->host = host;
 	b->tier = tier;
-	rc = ram_create(&b->ram, &(struct ram_config){ BOX_BYTES, .huge = huge }, &err);
-	cr_assert_eq(rc, 0, "%s", err.msg);
+	b->swap = swap;
+	rc = ram_create(&b->ram, &(struct ram_config){ BOX_BYTES, .huge = huge }, err);
+	cr_assert_eq(rc, 0, "%s", err->msg);
 	b->mem = ram_slot(b->ram, 0)->hva;
 	cfg.ram = b->ram;
 	cfg.host = &b->host;
-	cfg.tier = b->tier;
-	cfg.tier_ctx = b;
+	cfg.tier = tier;
+	cfg.tier_ctx = swap ? (void *)swap : b;
 	cfg.fatal = box_fatal;
 	cfg.fatal_ctx = b;
-	rc = engine_create(&b->e, &cfg, &err);
+	rc = engine_create(&b->e, &cfg, err);
+	if (!rc && swap)
+		swap_attach(swap, b->e);
+	return rc;
+}
+
+static inline void box_open(struct box *b, enum ram_huge huge, struct engine_config cfg)
+{
+	struct err err = { "" };
+	int rc = box_try_open(b, huge, cfg, &err);
+
 	if (rc == -EPERM || rc == -ENOSYS)
 		cr_skip_test("%s", err.msg);
 	cr_assert_eq(rc, 0, "%s", err.msg);
@@ -144,6 +164,7 @@ static inline void box_close(struct box *b)
 	box_check_books(b);
 	cr_assert_eq(b->fatal, 0);
 	engine_destroy(&b->e);
+	swap_destroy(&b->swap);
 	ram_destroy(&b->ram);
 	for (unsigned i = 0; i < BOX_PAGES; i++)
 		free(b->of[i]);

@@ -53,7 +53,7 @@ static void share_some(struct box *b)
 
 /* Of each state some: staged, packed, filled, on disk, stored, discarded, read only,
  * never touched. */
-static void mix(struct box *b)
+static void some_of_each(struct box *b)
 {
 	box_open(b, RAM_HUGE_NEVER, BOX_MANUAL);
 	for (uint64_t i = 0; i < 4 * CHUNK_PAGES; i++)
@@ -80,7 +80,7 @@ Test(books, engine_and_kernel_agree_about_every_page)
 {
 	static struct box b;
 
-	mix(&b);
+	some_of_each(&b);
 	cr_assert(books_are_right(&b));
 	box_close(&b);
 }
@@ -101,7 +101,7 @@ Test(books, what_does_not_agree_is_found)
 	struct page *p;
 	uint64_t i;
 
-	mix(&b);
+	some_of_each(&b);
 	i = first_in(&b, PAGE_STAGED);
 	p = &b.e->pages.page[i];
 	p->payload ^= 1; /* another page's slot */

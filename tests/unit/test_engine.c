@@ -6,103 +6,13 @@
  *   BRIM_SEED         the stress test's seed (printed)
  *   BRIM_STRESS_S     its length in seconds (default 3)
  */
-#include <criterion/criterion.h>
+#include "tests/unit/membox.h"
 
-#include <errno.h>
 #include <pthread.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include "mm/internal.h"
-#include "mm/swap/swap.h"
-#include "tests/lib/books.h"
-
-#define RAM_BYTES (64 * MiB)
-#define PAGES (RAM_BYTES >> PAGE_SHIFT)
-
-/* ---- a tier that keeps plain copies ------------------------------------------- */
-
-struct copies {
-	uint8_t *of[PAGES]; /* by page index; ref is index + 1 */
-	_Atomic uint64_t held;
-	uint64_t full_at;   /* no more than that many pages; 0: no bound */
-	_Atomic int damaged; /* answer of get for page `damaged_index` */
-	_Atomic uint64_t damaged_index;
-};
-
-static bool same_throughout(const void *page)
-{
-	const uint64_t *w = page;
-
-	for (unsigned i = 1; i < PAGE_BYTES / sizeof(*w); i++)
-		if (w[i] != w[0])
-			return false;
-	return true;
-}
-
-static int copies_put(void *ctx, uint64_t index, const void *page, uint64_t *ref, bool *filled)
-{
-	struct copies *c = ctx;
-
-	if (*(const uint64_t *)page == 0xE2B16) /* the tests' mark of what does not compress */
-		return -E2BIG;
-	if (c->full_at && c->held >= c->full_at)
-		return -ENOSPC;
-	cr_assert_null(c->of[index], "page %lu put twice", (unsigned long)index);
-	c->of[index] = malloc(PAGE_BYTES);
-	memcpy(c->of[index], page, PAGE_BYTES);
-	*filled = same_throughout(page);
-	*ref = index + 1;
-	c->held++;
-	return 0;
-}
-
-static int copies_get(void *ctx, uint64_t ref, uint64_t index, void *page)
-{
-	struct copies *c = ctx;
-
-	cr_assert_eq(ref, index + 1);
-	cr_assert_not_null(c->of[index]);
-	if (c->damaged && index == c->damaged_index)
-		return c->damaged;
-	memcpy(page, c->of[index], PAGE_BYTES);
-	return 0;
-}
-
-static void copies_drop(void *ctx, uint64_t ref)
-{
-	struct copies *c = ctx;
-
-	cr_assert_not_null(c->of[ref - 1]);
-	free(c->of[ref - 1]);
-	c->of[ref - 1] = NULL;
-	c->held--;
-}
-
-/* A quarter of what went in, as if it had been packed. */
-static uint64_t copies_held(void *ctx)
-{
-	return ((struct copies *)ctx)->held * PAGE_BYTES / 4;
-}
-
-static const struct mm_tier copies_tier = {
-	.put = copies_put, .get = copies_get, .drop = copies_drop, .held_bytes = copies_held,
-};
-
-/* ---- a VM's memory under an engine --------------------------------------------- */
-
-struct box {
-	struct ram *ram;
-	struct engine *e;
-	uint8_t *mem;
-	struct copies copies;
-	struct swap *swap; /* NULL: copies is the tier */
-	struct mm_host host;
-	_Atomic int fatal;
-};
+/* ---- a host whose calls fail ---------------------------------------------------- */
 
 /* The call of the engine's table that fails: counts down, fails at 0 and from then
  * on for as long as `fail_len` says. */
@@ -178,35 +88,20 @@ static int failing_pagemap(void)
 	return fails() ? -1 : mm_host_linux.pagemap();
 }
 
-static void on_fatal(void *ctx, const char *why)
-{
-	struct box *b = ctx;
-
-	cr_log_info("%s", why);
-	b->fatal++;
-}
-
 static const struct swap_disk_config *swap_disk; /* NULL: none */
 
-static void use_swap(struct box *b, struct engine_config *cfg, uint64_t cap_bytes)
+static void use_swap(struct box *b, uint64_t cap_bytes)
 {
-	struct swap_config sc = { .max_pages = PAGES, .cap_bytes = cap_bytes, .disk = swap_disk };
+	struct swap_config sc = { .max_pages = BOX_PAGES, .cap_bytes = cap_bytes,
+				  .disk = swap_disk };
 	struct err err = { "" };
 
 	cr_assert_eq(swap_create(&b->swap, &sc, &err), 0, "%s", err.msg);
-	cfg->tier = swap_disk ? &swap_tier_disk : &swap_tier;
-	cfg->tier_ctx = b->swap;
+	b->tier = swap_disk ? &swap_tier_disk : &swap_tier;
 }
 
-/* -errno of engine_create.  cfg.staging_bytes etc. as given; the tier is `copies`,
- * or a pool of at most swap_cap_bytes where that is not 0. */
-static int box_open_capped(struct box *b, struct engine_config cfg, uint64_t swap_cap_bytes)
+static void use_failing_host(struct box *b)
 {
-	struct err err = { "" };
-	bool armed = fail_at >= 0;
-	int rc;
-
-	memset(b, 0, sizeof(*b));
 	b->host = mm_host_linux;
 	b->host.ioctl = failing_ioctl;
 	b->host.madvise = failing_madvise;
@@ -214,89 +109,24 @@ static int box_open_capped(struct box *b, struct engine_config cfg, uint64_t swa
 	b->host.userfaultfd = failing_userfaultfd;
 	b->host.pagemap = failing_pagemap;
 	b->host.pread = failing_pread;
-	rc = ram_create(&b->ram, &(struct ram_config){ .size_bytes = RAM_BYTES,
-						       .huge = RAM_HUGE_NEVER }, &err);
-	cr_assert_eq(rc, 0, "%s", err.msg);
-	b->mem = ram_slot(b->ram, 0)->hva;
-	cfg.ram = b->ram;
-	cfg.host = &b->host;
-	cfg.tier = &copies_tier;
-	cfg.tier_ctx = &b->copies;
-	if (swap_cap_bytes)
-		use_swap(b, &cfg, swap_cap_bytes);
-	cfg.fatal = on_fatal;
-	cfg.fatal_ctx = b;
-	rc = engine_create(&b->e, &cfg, &err);
-	if (!armed && (rc == -EPERM || rc == -ENOSYS))
-		cr_skip_test("%s", err.msg);
-	if (!rc && b->swap)
-		swap_attach(b->swap, b->e);
-	return rc;
 }
 
-static int box_open(struct box *b, struct engine_config cfg)
+static void open_box(struct box *b)
 {
-	return box_open_capped(b, cfg, 0);
-}
-
-/* A fault wakes the toucher before the books are written, under the chunk's lock. */
-static void settle(struct box *b)
-{
-	for (uint64_t i = 0; i < b->e->pages.chunk_count; i++) {
-		pthread_mutex_lock(&b->e->pages.chunk[i].lock);
-		pthread_mutex_unlock(&b->e->pages.chunk[i].lock);
-	}
-}
-
-static void box_close(struct box *b)
-{
-	if (b->e) {
-		settle(b);
-		pages_verify(&b->e->pages);
-	}
-	engine_destroy(&b->e);
-	swap_destroy(&b->swap);
-	ram_destroy(&b->ram);
-	for (unsigned i = 0; i < PAGES; i++)
-		free(b->copies.of[i]);
-}
-
-#define MANUAL ((struct engine_config){ .manual = true, .fault_threads = 2 })
-
-/* Content that tells page and version, and is never one word throughout. */
-static void fill(uint8_t *page, uint64_t index, uint64_t version)
-{
-	uint64_t *w = (uint64_t *)page;
-
-	for (unsigned i = 0; i < PAGE_BYTES / sizeof(*w); i++)
-		w[i] = index << 40 ^ version << 12 ^ i;
-}
-
-static bool has(const uint8_t *page, uint64_t index, uint64_t version)
-{
-	const uint64_t *w = (const uint64_t *)page;
-
-	for (unsigned i = 0; i < PAGE_BYTES / sizeof(*w); i++)
-		if (w[i] != (index << 40 ^ version << 12 ^ i))
-			return false;
-	return true;
-}
-
-static uint8_t *at(struct box *b, uint64_t index)
-{
-	return b->mem + (index << PAGE_SHIFT);
+	use_failing_host(b);
+	box_open(b, RAM_HUGE_NEVER, BOX_MANUAL);
 }
 
 static void fill_first(struct box *b, uint64_t n)
 {
 	for (uint64_t i = 0; i < n; i++)
-		fill(at(b, i), i, 1);
+		box_fill(b, i, 1);
 }
 
 static void check_first(struct box *b, uint64_t n)
 {
 	for (uint64_t i = 0; i < n; i++)
-		cr_assert(has(at(b, i), i, 1), "page %lu", (unsigned long)i);
+		cr_assert(box_has(b, i, 1), "page %lu", (unsigned long)i);
 }
 
 static struct page entry(struct box *b, uint64_t index)
@@ -314,17 +144,9 @@ static struct engine_stats stats(struct box *b)
 {
 	struct engine_stats s;
 
-	settle(b);
+	box_settle(b);
 	engine_stats(b->e, &s);
 	return s;
-}
-
-/* Enough rounds to get `pages` packed out of otherwise idle memory. */
-static void push_out(struct box *b, uint64_t pages)
-{
-	engine_reclaim(b->e, pages << PAGE_SHIFT);
-	for (int i = 0; i < 50 && atomic_load(&b->e->wanted_bytes); i++)
-		engine_tick(b->e);
 }
 
 Test(engine, pages_taken_come_back_as_they_were)
@@ -332,16 +154,16 @@ Test(engine, pages_taken_come_back_as_they_were)
 	static struct box b;
 	struct engine_stats s;
 
-	cr_assert_eq(box_open(&b, MANUAL), 0);
+	open_box(&b);
 	fill_first(&b, 4096);
-	push_out(&b, 3000);
+	box_push_out(&b, 3000);
 	s = stats(&b);
 	cr_assert_geq(s.packed_pages, 3000);
-	cr_assert_eq(s.packed_pages, b.copies.held);
+	cr_assert_eq(s.packed_pages, b.held);
 	check_first(&b, 4096);
 	s = stats(&b);
 	cr_assert_eq(s.packed_pages + s.filled_pages, 0);
-	cr_assert_eq(b.copies.held, 0);
+	cr_assert_eq(b.held, 0);
 	box_close(&b);
 }
 
@@ -350,10 +172,10 @@ Test(engine, memory_is_really_given_back)
 	static struct box b;
 	uint64_t before, after;
 
-	cr_assert_eq(box_open(&b, MANUAL), 0);
+	open_box(&b);
 	fill_first(&b, 4096);
 	cr_assert_eq(ram_resident_bytes(b.ram, &before), 0);
-	push_out(&b, 4096);
+	box_push_out(&b, 4096);
 	cr_assert_eq(ram_resident_bytes(b.ram, &after), 0);
 	cr_assert_eq(before, 4096 * PAGE_BYTES);
 	cr_assert_leq(after, 8 * PAGE_BYTES);
@@ -366,16 +188,16 @@ Test(engine, staged_page_touched_is_not_packed)
 {
 	static struct box b;
 
-	cr_assert_eq(box_open(&b, MANUAL), 0);
+	open_box(&b);
 	fill_first(&b, 64);
 	engine_reclaim(b.e, 64 << PAGE_SHIFT);
 	engine_tick(b.e); /* stages; what is packed was staged in an earlier round */
 	cr_assert_eq(stats(&b).staged_pages, 64);
-	cr_assert(has(at(&b, 5), 5, 1));
+	cr_assert(box_has(&b, 5, 1));
 	cr_assert_eq(stats(&b).staged_pages, 63);
 	engine_tick(b.e);
 	cr_assert_eq(stats(&b).packed_pages, 63);
-	cr_assert_null(b.copies.of[5]);
+	cr_assert_null(b.of[5]);
 	check_first(&b, 64);
 	box_close(&b);
 }
@@ -384,16 +206,16 @@ Test(engine, written_pages_stay_while_colder_ones_go)
 {
 	static struct box b;
 
-	cr_assert_eq(box_open(&b, MANUAL), 0);
+	open_box(&b);
 	fill_first(&b, 1024);
 	for (int pass = 0; pass < 4; pass++) {
 		for (uint64_t i = 0; i < 512; i++)
-			fill(at(&b, i), i, 1);
+			box_fill(&b, i, 1);
 		engine_pass(b.e);
 	}
 	cr_assert_eq(stats(&b).age_pages[0], 512);
 	cr_assert_eq(stats(&b).age_pages[3], 512);
-	push_out(&b, 512);
+	box_push_out(&b, 512);
 	for (uint64_t i = 0; i < 1024; i++)
 		cr_assert_eq(entry(&b, i).state == PAGE_GUEST, i < 512, "page %lu",
 			     (unsigned long)i);
@@ -405,15 +227,15 @@ Test(engine, filled_page_comes_back_with_its_pattern)
 {
 	static struct box b;
 
-	cr_assert_eq(box_open(&b, MANUAL), 0);
-	memset(at(&b, 1), 0, PAGE_BYTES);
-	memset(at(&b, 2), 0xA5, PAGE_BYTES);
-	push_out(&b, 2);
+	open_box(&b);
+	memset(box_at(&b, 1), 0, PAGE_BYTES);
+	memset(box_at(&b, 2), 0xA5, PAGE_BYTES);
+	box_push_out(&b, 2);
 	cr_assert_eq(stats(&b).filled_pages, 2);
-	cr_assert(same_throughout(at(&b, 1)) && at(&b, 1)[9] == 0);
-	cr_assert(same_throughout(at(&b, 2)) && at(&b, 2)[9] == 0xA5);
-	at(&b, 1)[0] = 7; /* also where the kernel's zero page was mapped */
-	cr_assert_eq(at(&b, 1)[0], 7);
+	cr_assert(box_same(box_at(&b, 1)) && box_at(&b, 1)[9] == 0);
+	cr_assert(box_same(box_at(&b, 2)) && box_at(&b, 2)[9] == 0xA5);
+	box_at(&b, 1)[0] = 7; /* also where the kernel's zero page was mapped */
+	cr_assert_eq(box_at(&b, 1)[0], 7);
 	box_close(&b);
 }
 
@@ -422,11 +244,11 @@ Test(engine, incompressible_page_goes_home_and_is_left_alone_until_written)
 	static struct box b;
 	uint64_t *w;
 
-	cr_assert_eq(box_open(&b, MANUAL), 0);
-	w = (uint64_t *)at(&b, 3);
-	w[0] = 0xE2B16;
+	open_box(&b);
+	w = (uint64_t *)box_at(&b, 3);
+	w[0] = BOX_HARD;
 	w[1] = 42;
-	push_out(&b, 1);
+	box_push_out(&b, 1);
 	cr_assert_eq(entry(&b, 3).state, PAGE_GUEST);
 	cr_assert(entry(&b, 3).hard);
 	cr_assert_eq(w[1], 42);
@@ -434,7 +256,7 @@ Test(engine, incompressible_page_goes_home_and_is_left_alone_until_written)
 	engine_pass(b.e);
 	cr_assert(entry(&b, 3).hard);
 	w[0] = 1;
-	push_out(&b, 1);
+	box_push_out(&b, 1);
 	cr_assert_eq(stats(&b).packed_pages, 1);
 	cr_assert_eq(w[1], 42);
 	box_close(&b);
@@ -444,10 +266,10 @@ Test(engine, full_tier_loses_nothing)
 {
 	static struct box b;
 
-	cr_assert_eq(box_open(&b, MANUAL), 0);
-	b.copies.full_at = 100;
+	open_box(&b);
+	b.full_at = 100;
 	fill_first(&b, 1000);
-	push_out(&b, 1000);
+	box_push_out(&b, 1000);
 	cr_assert_eq(stats(&b).packed_pages, 100);
 	check_first(&b, 1000);
 	box_close(&b);
@@ -457,11 +279,11 @@ Test(engine, reclaim_of_more_than_can_be_had_ends)
 {
 	static struct box b;
 
-	cr_assert_eq(box_open(&b, MANUAL), 0);
+	open_box(&b);
 	fill_first(&b, 64);
 	for (uint64_t i = 0; i < 32; i++)
-		*(uint64_t *)at(&b, i) = 0xE2B16; /* will not pack */
-	push_out(&b, 1000);
+		*(uint64_t *)box_at(&b, i) = BOX_HARD; /* will not pack */
+	box_push_out(&b, 1000);
 	cr_assert_eq(atomic_load(&b.e->wanted_bytes), 0);
 	cr_assert_eq(stats(&b).packed_pages, 32);
 	box_close(&b);
@@ -471,7 +293,7 @@ Test(engine, limit_that_cannot_be_met_leaves_an_eighth_of_it_in_ram)
 {
 	static struct box b;
 
-	cr_assert_eq(box_open(&b, MANUAL), 0);
+	open_box(&b);
 	fill_first(&b, 8192); /* packs to a quarter: 2048 pages and more than the limit */
 	engine_limit(b.e, 1024 << PAGE_SHIFT);
 	for (int i = 0; i < 50; i++)
@@ -487,7 +309,7 @@ Test(engine, limit_is_met_and_kept)
 	static struct box b;
 	struct engine_stats s;
 
-	cr_assert_eq(box_open(&b, MANUAL), 0);
+	open_box(&b);
 	fill_first(&b, 8192);
 	engine_limit(b.e, 4096 << PAGE_SHIFT);
 	for (int i = 0; i < 50; i++)
@@ -504,18 +326,18 @@ Test(engine, moves_done_but_denied_lose_nothing)
 {
 	static struct box b;
 
-	cr_assert_eq(box_open(&b, MANUAL), 0);
+	open_box(&b);
 	deny_every = 2;
 	for (uint64_t i = 0; i < 1000; i += 2) /* apart, so that each is a move of its own */
-		fill(at(&b, i), i, 1);
+		box_fill(&b, i, 1);
 	for (unsigned round = 0; round < 4; round++) {
 		engine_reclaim(b.e, 500 << PAGE_SHIFT);
 		engine_tick(b.e);
 		for (uint64_t i = 0; i < 1000; i += 4)
-			cr_assert(has(at(&b, i), i, 1), "page %lu", (unsigned long)i);
+			cr_assert(box_has(&b, i, 1), "page %lu", (unsigned long)i);
 		engine_tick(b.e);
 		for (uint64_t i = 0; i < 1000; i += 2)
-			cr_assert(has(at(&b, i), i, 1), "page %lu", (unsigned long)i);
+			cr_assert(box_has(&b, i, 1), "page %lu", (unsigned long)i);
 	}
 	cr_assert_gt(counter_get(CTR_engine_moves_unsaid), 500);
 	cr_assert_eq(b.fatal, 0);
@@ -529,15 +351,15 @@ Test(engine, untouched_page_that_is_only_armed_reads_zero)
 	static struct box b;
 	struct pm_scan_arg a = { .size = sizeof(a), .flags = PM_SCAN_WP_MATCHING };
 
-	cr_assert_eq(box_open(&b, MANUAL), 0);
+	open_box(&b);
 	fill_first(&b, 8);
-	push_out(&b, 8);
-	a.start = (uint64_t)at(&b, 100);
+	box_push_out(&b, 8);
+	a.start = (uint64_t)box_at(&b, 100);
 	a.end = a.start + PAGE_BYTES;
 	cr_assert_geq(ioctl(b.e->pagemap, PAGEMAP_SCAN, &a), 0);
-	cr_assert_eq(at(&b, 100)[17], 0);
-	at(&b, 100)[17] = 5;
-	cr_assert_eq(at(&b, 100)[17], 5);
+	cr_assert_eq(box_at(&b, 100)[17], 0);
+	box_at(&b, 100)[17] = 5;
+	cr_assert_eq(box_at(&b, 100)[17], 5);
 	check_first(&b, 8);
 	box_close(&b);
 }
@@ -546,13 +368,13 @@ Test(engine, untouched_memory_of_a_watched_chunk_reads_zero)
 {
 	static struct box b;
 
-	cr_assert_eq(box_open(&b, MANUAL), 0);
+	open_box(&b);
 	fill_first(&b, 8);
-	push_out(&b, 8);
+	box_push_out(&b, 8);
 	cr_assert(b.e->pages.chunk[0].watched);
-	cr_assert_eq(at(&b, 100)[17], 0);
-	at(&b, 101)[17] = 9;
-	cr_assert_eq(at(&b, 101)[17], 9);
+	cr_assert_eq(box_at(&b, 100)[17], 0);
+	box_at(&b, 101)[17] = 9;
+	cr_assert_eq(box_at(&b, 101)[17], 9);
 	box_close(&b);
 }
 
@@ -562,18 +384,18 @@ Test(engine, untouched_memory_in_order_comes_many_pages_a_fault)
 	static struct box b;
 	uint64_t faults;
 
-	cr_assert_eq(box_open(&b, MANUAL), 0);
+	open_box(&b);
 	fill_first(&b, 8);
-	push_out(&b, 8);
+	box_push_out(&b, 8);
 	cr_assert(b.e->pages.chunk[0].watched);
 	faults = counter_get(CTR_engine_faults_untouched);
 	for (uint64_t i = 16; i < CHUNK_PAGES; i++) {
-		cr_assert_eq(at(&b, i)[17], 0);
-		fill(at(&b, i), i, 1);
+		cr_assert_eq(box_at(&b, i)[17], 0);
+		box_fill(&b, i, 1);
 	}
 	cr_assert_leq(counter_get(CTR_engine_faults_untouched) - faults, 32);
 	for (uint64_t i = 16; i < CHUNK_PAGES; i++)
-		cr_assert(has(at(&b, i), i, 1), "page %lu", (unsigned long)i);
+		cr_assert(box_has(&b, i, 1), "page %lu", (unsigned long)i);
 	check_first(&b, 8);
 	box_close(&b);
 }
@@ -583,14 +405,15 @@ Test(engine, untouched_memory_is_not_given_beyond_the_limit)
 	static struct box b;
 	uint64_t faults;
 
-	cr_assert_eq(box_open(&b, MANUAL), 0);
+	open_box(&b);
 	fill_first(&b, 8);
-	push_out(&b, 8);
+	box_push_out(&b, 8);
 	atomic_store(&b.e->limit_bytes, 256 << PAGE_SHIFT);
 	engine_pass(b.e);
 	faults = counter_get(CTR_engine_faults_untouched);
 	for (uint64_t i = 16; i < 32; i++)
-		cr_assert_eq(at(&b, i)[17], 0);
+		cr_assert_eq(box_at(&b, i)[17], 0);
+	box_settle(&b);
 	cr_assert_eq(counter_get(CTR_engine_faults_untouched) - faults, 16);
 	box_close(&b);
 }
@@ -600,21 +423,21 @@ Test(engine, discarded_pages_read_zero_wherever_they_were)
 	static struct box b;
 	struct ram_range r = { gpa(0), 96 * PAGE_BYTES };
 
-	cr_assert_eq(box_open(&b, MANUAL), 0);
+	open_box(&b);
 	fill_first(&b, 128);
-	push_out(&b, 128);             /* 0..127 packed */
+	box_push_out(&b, 128);             /* 0..127 packed */
 	check_first(&b, 64);           /* 0..63 back */
 	engine_reclaim(b.e, 32 << PAGE_SHIFT);
 	engine_tick(b.e);              /* some of them staged */
 	cr_assert_eq(ram_discard_many(b.ram, &r, 1), 1);
 	for (uint64_t i = 0; i < 96; i++)
-		cr_assert(same_throughout(at(&b, i)) && at(&b, i)[0] == 0, "page %lu",
+		cr_assert(box_same(box_at(&b, i)) && box_at(&b, i)[0] == 0, "page %lu",
 			  (unsigned long)i);
 	for (uint64_t i = 96; i < 128; i++)
-		cr_assert(has(at(&b, i), i, 1));
-	push_out(&b, 128);
+		cr_assert(box_has(&b, i, 1));
+	box_push_out(&b, 128);
 	for (uint64_t i = 96; i < 128; i++)
-		cr_assert(has(at(&b, i), i, 1));
+		cr_assert(box_has(&b, i, 1));
 	box_close(&b);
 }
 
@@ -623,17 +446,18 @@ Test(engine, damaged_page_ends_the_vm_by_name_and_nothing_else)
 	static struct box b;
 	struct fault_server *s;
 
-	cr_assert_eq(box_open(&b, MANUAL), 0);
+	open_box(&b);
 	cr_assert_eq(fault_server_create(&s, b.e), 0);
 	fill_first(&b, 64);
-	push_out(&b, 64);
-	b.copies.damaged = -EIO;
-	b.copies.damaged_index = 7;
+	box_push_out(&b, 64);
+	b.damaged = -EIO;
+	b.damaged_index = 7;
 	fault_serve(s, 7);
 	fault_server_destroy(&s);
 	cr_assert_eq(b.fatal, 1);
 	cr_assert_eq(entry(&b, 7).state, PAGE_PACKED, "it must stay missing");
-	b.copies.damaged = 0;
+	b.damaged = 0;
+	b.fatal = 0;
 	check_first(&b, 64);
 	box_close(&b);
 }
@@ -643,9 +467,9 @@ Test(engine, sequential_reader_gets_pages_around)
 	static struct box b;
 	uint64_t faults, before;
 
-	cr_assert_eq(box_open(&b, MANUAL), 0);
+	open_box(&b);
 	fill_first(&b, 512);
-	push_out(&b, 512);
+	box_push_out(&b, 512);
 	before = counter_get(CTR_engine_faults_packed);
 	check_first(&b, 512);
 	faults = counter_get(CTR_engine_faults_packed) - before;
@@ -677,7 +501,7 @@ static void end_here(void *ctx, const char *why)
 
 static bool first_are(struct box *b, uint64_t from, uint64_t to)
 {
-	while (from < to && has(at(b, from), from, 1))
+	while (from < to && box_has(b, from, 1))
 		from++;
 	return from == to;
 }
@@ -687,23 +511,25 @@ static enum outcome scenario(long n, int error)
 {
 	static struct box b;
 	struct ram_range r = { gpa(64 * PAGE_BYTES), 32 * PAGE_BYTES };
+	struct err err;
 
 	fail_errno = error;
 	fail_at = n;
-	if (box_open(&b, MANUAL))
+	use_failing_host(&b);
+	if (box_try_open(&b, RAM_HUGE_NEVER, BOX_MANUAL, &err))
 		return REFUSED;
 	b.e->fatal = end_here; /* as a VM: the toucher of a lost page never goes on */
 	fill_first(&b, 256);
-	push_out(&b, 200);
+	box_push_out(&b, 200);
 	if (!first_are(&b, 0, 64))
 		return WRONG;
 	if (ram_discard_many(b.ram, &r, 1) == 1)
 		for (uint64_t i = 64; i < 96; i++)
-			fill(at(&b, i), i, 1);
-	push_out(&b, 200);
+			box_fill(&b, i, 1);
+	box_push_out(&b, 200);
 	if (!first_are(&b, 0, 256))
 		return WRONG;
-	settle(&b);
+	box_settle(&b);
 	pages_verify(&b.e->pages);
 	return fail_at >= 0 ? NONE_LEFT : ALL_RIGHT;
 }
@@ -730,7 +556,7 @@ Test(engine, every_call_may_fail_once)
 	unsigned seen[OUTCOMES] = { 0 };
 	static struct box probe;
 
-	box_open(&probe, MANUAL); /* skips where there is no userfaultfd */
+	open_box(&probe); /* skips where there is no userfaultfd */
 	box_close(&probe);
 	for (unsigned k = 0; k < ARRAY_LEN(errors); k++) {
 		enum outcome o = ALL_RIGHT;
@@ -754,19 +580,11 @@ Test(engine, every_call_may_fail_once)
 
 struct stress {
 	struct box *b;
-	pthread_mutex_t lock[PAGES]; /* one writer or reader of a page's shadow at a time */
-	uint64_t version[PAGES];     /* 0: reads zero */
+	pthread_mutex_t lock[BOX_PAGES]; /* one writer or reader of a page's shadow at a time */
+	uint64_t version[BOX_PAGES];     /* 0: reads zero */
 	_Atomic bool stop;
 	_Atomic uint64_t accesses;
 };
-
-static uint64_t next_random(uint64_t *s)
-{
-	*s ^= *s << 13;
-	*s ^= *s >> 7;
-	*s ^= *s << 17;
-	return *s;
-}
 
 static bool pages_are_alike;
 
@@ -804,7 +622,7 @@ static uint64_t word_of(uint64_t index, uint64_t version, uint64_t w)
 
 static void write_version(struct stress *s, uint64_t i)
 {
-	uint64_t *p = (uint64_t *)at(s->b, i);
+	uint64_t *p = (uint64_t *)box_at(s->b, i);
 
 	for (uint64_t w = 0; w < PAGE_BYTES / sizeof(*p); w++)
 		p[w] = word_of(i, s->version[i], w);
@@ -812,7 +630,7 @@ static void write_version(struct stress *s, uint64_t i)
 
 static bool is_version(struct stress *s, uint64_t i)
 {
-	const uint64_t *p = (const uint64_t *)at(s->b, i);
+	const uint64_t *p = (const uint64_t *)box_at(s->b, i);
 	uint64_t w = 0;
 
 	while (w < PAGE_BYTES / sizeof(*p) && p[w] == word_of(i, s->version[i], w))
@@ -823,7 +641,7 @@ static bool is_version(struct stress *s, uint64_t i)
 /* What is there instead: words of which version, and what the engine says. */
 static void tell_wrong(struct stress *s, uint64_t i)
 {
-	const uint64_t *p = (const uint64_t *)at(s->b, i);
+	const uint64_t *p = (const uint64_t *)box_at(s->b, i);
 	uint64_t wrong = 0, zero = 0, older = 0, first = UINT64_MAX;
 	struct page e = entry(s->b, i);
 
@@ -855,7 +673,7 @@ struct worker {
 /* Half of the accesses go to an eighth of memory. */
 static uint64_t pick(uint64_t r)
 {
-	return r & 1 ? (r >> 8) % PAGES : (r >> 8) % (PAGES / 8);
+	return r & 1 ? (r >> 8) % BOX_PAGES : (r >> 8) % (BOX_PAGES / 8);
 }
 
 static void *stress_main(void *arg)
@@ -886,7 +704,7 @@ static void *discard_main(void *arg)
 	struct stress *s = w->s;
 
 	while (!s->stop) {
-		uint64_t i = next_random(&w->random) % (PAGES - 16), n = 1 + w->random % 16;
+		uint64_t i = next_random(&w->random) % (BOX_PAGES - 16), n = 1 + w->random % 16;
 		struct ram_range r = { gpa(i << PAGE_SHIFT), n << PAGE_SHIFT };
 
 		for (uint64_t k = i; k < i + n; k++)
@@ -918,70 +736,79 @@ static bool enough_deltas(void)
 	       counter_get(CTR_swap_orphans) > 0;
 }
 
+static unsigned long count(enum counter c)
+{
+	return (unsigned long)counter_get(c);
+}
+
+static void check_swap(struct box *b)
+{
+	struct swap_stats st;
+
+	swap_verify(b->swap);
+	swap_stats(b->swap, &st);
+	cr_assert_eq(st.filled_pages, stats(b).filled_pages);
+	cr_assert_eq(st.packed_pages, stats(b).packed_pages);
+	cr_assert_eq(st.disk_pages, stats(b).disk_pages);
+	fprintf(stderr, "disk: %lu pages went, %lu read because touched, %lu cleaned, %lu lifted\n",
+		count(CTR_swap_spilled), count(CTR_swap_disk_reads), count(CTR_swap_disk_cleaned),
+		count(CTR_swap_disk_lifted));
+	fprintf(stderr, "swap: %lu MiB held at the end, %lu MiB moved by the cleaner, %lu full\n",
+		(unsigned long)(st.held_bytes / MiB),
+		(unsigned long)(counter_get(CTR_swap_cleaned_bytes) / MiB),
+		count(CTR_engine_tier_full));
+}
+
 /* For as long as it is asked to take, and on a machine that is busy with other things,
  * or under a sanitizer, until there has been enough of what it is about. */
+static void press(struct box *b, bool (*enough)(void))
+{
+	uint64_t end = now_ns() + env_number("BRIM_STRESS_S", 3) * 1000000000u;
+
+	while (now_ns() < end || (!enough() && now_ns() < end + STARVED_NS)) {
+		engine_limit(b->e, BOX_BYTES / 4);
+		usleep(200000);
+		engine_limit(b->e, 0);
+		engine_reclaim(b->e, BOX_BYTES / 8);
+		usleep(50000);
+	}
+}
+
 static void stress(uint64_t swap_cap_bytes, bool (*enough)(void))
 {
 	static struct box b;
-	static struct stress s;
+	static struct stress s = { .b = &b };
 	struct worker w[STRESS_THREADS + 1];
 	pthread_t t[STRESS_THREADS + 1];
-	const char *seed = getenv("BRIM_SEED"), *length = getenv("BRIM_STRESS_S");
-	uint64_t random = seed ? strtoull(seed, NULL, 0) : now_ns(), end;
-	char why[200];
+	uint64_t random = seed_of_run();
 
-	fprintf(stderr, "seed %lu\n", (unsigned long)random);
-	s.b = &b;
-	cr_assert_eq(box_open_capped(&b, (struct engine_config){ .fault_threads = 2,
-			.pass_ns = 2000000, .staging_bytes = 2 * MiB }, swap_cap_bytes), 0);
-	for (unsigned i = 0; i < PAGES; i++)
+	if (swap_cap_bytes)
+		use_swap(&b, swap_cap_bytes);
+	use_failing_host(&b);
+	box_open(&b, RAM_HUGE_NEVER, (struct engine_config){ .fault_threads = 2,
+			.pass_ns = 2000000, .staging_bytes = 2 * MiB });
+	for (unsigned i = 0; i < BOX_PAGES; i++)
 		pthread_mutex_init(&s.lock[i], NULL);
 	for (unsigned i = 0; i <= STRESS_THREADS; i++) {
 		w[i] = (struct worker){ &s, random + i * 7919 + 1 };
 		pthread_create(&t[i], NULL, i < STRESS_THREADS ? stress_main : discard_main, &w[i]);
 	}
-	end = now_ns() + (length ? strtoull(length, NULL, 0) : 3) * 1000000000u;
-	while (now_ns() < end || (!enough() && now_ns() < end + STARVED_NS)) {
-		engine_limit(b.e, RAM_BYTES / 4);
-		usleep(200000);
-		engine_limit(b.e, 0);
-		engine_reclaim(b.e, RAM_BYTES / 8);
-		usleep(50000);
-	}
+	press(&b, enough);
 	s.stop = true;
 	for (unsigned i = 0; i <= STRESS_THREADS; i++)
 		pthread_join(t[i], NULL);
 	engine_limit(b.e, 0);
 	reclaim_stop(b.e);
-	for (uint64_t i = 0; i < PAGES; i++)
+	for (uint64_t i = 0; i < BOX_PAGES; i++)
 		cr_assert(is_version(&s, i));
 	fprintf(stderr, "%lu accesses, %lu packed, %lu faults packed, %lu staged, %lu moves unsaid\n",
-		(unsigned long)s.accesses, (unsigned long)counter_get(CTR_engine_packed),
-		(unsigned long)counter_get(CTR_engine_faults_packed),
-		(unsigned long)counter_get(CTR_engine_faults_staged),
-		(unsigned long)counter_get(CTR_engine_moves_unsaid));
+		(unsigned long)s.accesses, count(CTR_engine_packed),
+		count(CTR_engine_faults_packed), count(CTR_engine_faults_staged),
+		count(CTR_engine_moves_unsaid));
 	cr_assert(enough());
-	cr_assert_eq(b.fatal, 0);
-	settle(&b);
-	cr_assert_eq(books_check(b.e, why, sizeof(why)), 0, "%s", why);
-	if (b.swap) {
-		struct swap_stats st;
-
-		swap_verify(b.swap);
-		swap_stats(b.swap, &st);
-		cr_assert_eq(st.filled_pages, stats(&b).filled_pages);
-		cr_assert_eq(st.packed_pages, stats(&b).packed_pages);
-		cr_assert_eq(st.disk_pages, stats(&b).disk_pages);
-		fprintf(stderr, "disk: %lu pages went, %lu read because touched, %lu cleaned, %lu lifted\n",
-			(unsigned long)counter_get(CTR_swap_spilled),
-			(unsigned long)counter_get(CTR_swap_disk_reads),
-			(unsigned long)counter_get(CTR_swap_disk_cleaned),
-			(unsigned long)counter_get(CTR_swap_disk_lifted));
-		fprintf(stderr, "swap: %lu MiB held at the end, %lu MiB moved by the cleaner, %lu full\n",
-			(unsigned long)(st.held_bytes / MiB),
-			(unsigned long)(counter_get(CTR_swap_cleaned_bytes) / MiB),
-			(unsigned long)counter_get(CTR_engine_tier_full));
-	}
+	box_check_books(&b);
+	if (b.swap)
+		check_swap(&b);
 	box_close(&b);
 }
 

@@ -591,14 +591,6 @@ struct worker {
 	uint64_t random;
 };
 
-static uint64_t next_random(uint64_t *s)
-{
-	*s ^= *s << 13;
-	*s ^= *s >> 7;
-	*s ^= *s << 17;
-	return *s;
-}
-
 static bool is_version(struct stress *s, uint64_t i)
 {
 	if (s->version[i])
@@ -703,17 +695,15 @@ static void stress(enum ram_huge setting)
 	static struct stress s;
 	struct worker w[STRESS_THREADS + 1];
 	pthread_t t[STRESS_THREADS + 1];
-	const char *seed = getenv("BRIM_SEED"), *length = getenv("BRIM_STRESS_S");
-	uint64_t random = seed ? strtoull(seed, NULL, 0) : now_ns();
+	uint64_t random = seed_of_run();
 
-	fprintf(stderr, "seed %lu\n", (unsigned long)random);
 	box_open(&b, setting, (struct engine_config){ .fault_threads = 2, .pass_ns = 2000000 });
 	stress_init(&s, &b);
 	for (unsigned i = 0; i <= STRESS_THREADS; i++) {
 		w[i] = (struct worker){ &s, random + i * 7919 + 1 };
 		pthread_create(&t[i], NULL, i < STRESS_THREADS ? stress_main : discard_main, &w[i]);
 	}
-	vary(&s, length ? strtoull(length, NULL, 0) : 3);
+	vary(&s, env_number("BRIM_STRESS_S", 3));
 	for (unsigned more = 0; more < 60 && !enough(); more++)
 		vary(&s, 1); /* a machine that is busy with other things */
 	s.stop = true;

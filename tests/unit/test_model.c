@@ -415,14 +415,6 @@ static unsigned shrink(struct seen *seen, struct op *ops, unsigned n)
 	return n;
 }
 
-static uint64_t next_random(uint64_t *s)
-{
-	*s ^= *s << 13;
-	*s ^= *s >> 7;
-	*s ^= *s << 17;
-	return *s;
-}
-
 static void make_ops(struct op ops[OPS], uint64_t seed)
 {
 	uint64_t s = seed * 0x9E3779B97F4A7C15u | 1;
@@ -457,16 +449,13 @@ static void try_seed(struct seen *seen, uint64_t seed)
 
 Test(model, engine_does_what_the_model_does)
 {
-	const char *seed = getenv("BRIM_SEED"), *runs = getenv("BRIM_MODEL_RUNS");
-	uint64_t first = seed ? strtoull(seed, NULL, 0) : now_ns();
-	uint64_t n = runs ? strtoull(runs, NULL, 0) : 12;
+	uint64_t first = seed_of_run(), n = env_number("BRIM_MODEL_RUNS", 12);
 	struct seen *seen = mmap(NULL, sizeof(*seen), PROT_READ | PROT_WRITE,
 				 MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	static struct box probe;
 
 	box_open(&probe, RAM_HUGE_AUTO, BOX_MANUAL); /* skips where there is no userfaultfd */
 	box_close(&probe);
-	fprintf(stderr, "seed %lu\n", (unsigned long)first);
 	for (uint64_t i = 0; i < n; i++)
 		try_seed(seen, first + i);
 	for (int from = 0; from < STATES; from++)

@@ -18,6 +18,7 @@
 
 #include "mm/aio.h"
 #include "mm/internal.h"
+#include "tests/unit/chance.h"
 
 #define RAM_BYTES (64 * MiB)
 #define PAGES (RAM_BYTES >> PAGE_SHIFT)
@@ -727,21 +728,6 @@ struct stress {
 	_Atomic uint64_t accesses, moves;
 };
 
-static uint64_t seed_of(void)
-{
-	const char *s = getenv("BRIM_SEED");
-
-	return s ? strtoull(s, NULL, 0) : (uint64_t)getpid();
-}
-
-static uint64_t next_random(uint64_t *x)
-{
-	*x ^= *x << 13;
-	*x ^= *x >> 7;
-	*x ^= *x << 17;
-	return *x;
-}
-
 struct worker {
 	struct stress *s;
 	uint64_t random;
@@ -808,10 +794,8 @@ Test(read, stress_with_moves_and_discards_finds_every_byte)
 {
 	static struct stress s;
 	struct worker k[WORKERS + 1];
-	uint64_t seed = seed_of();
-	const char *seconds = getenv("BRIM_STRESS_S");
+	uint64_t seed = seed_of_run();
 
-	printf("BRIM_SEED=%lu\n", (unsigned long)seed);
 	box_open(&s.b, (struct engine_config){ .fault_threads = 2, .pass_ns = 2000000 });
 	for (unsigned i = 0; i < STRESS_PAGES; i++)
 		pthread_mutex_init(&s.page_lock[i], NULL);
@@ -821,7 +805,7 @@ Test(read, stress_with_moves_and_discards_finds_every_byte)
 		cr_assert_eq(pthread_create(&k[i].thread, NULL, i < WORKERS ? work : move_and_discard,
 					    &k[i]), 0);
 	}
-	sleep(seconds ? (unsigned)atoi(seconds) : 3);
+	sleep((unsigned)env_number("BRIM_STRESS_S", 3));
 	for (int i = 0; i < 60 && counter_get(CTR_engine_pages_disk) <= 100; i++)
 		sleep(1); /* a machine that is busy with other things */
 	s.is_over = true;
