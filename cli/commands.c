@@ -120,7 +120,8 @@ static const struct opt run_opts[] = {
 	  RUN_AT(swap),
 	  .help = "where packed pages go that are coldest, or do not pack: a file of this VM alone, made if "
 		  "it is not there, or a block device. `size`: nine eighths of --memory unless given, "
-		  "reserved at once; `encrypt`: with a key that nobody knows and that ends with the VM; "
+		  "reserved at once; `encrypt`: with a key that nobody knows and that ends with the VM, "
+		  "which makes no core dumps; "
 		  "`force`: also where there is something else, which is lost. A comma in PATH is written "
 		  "twice" },
 	{ .name = "cpus", .letter = 'c', .type = OPT_UINT, .arg = "N", .def = "1", .min = 1,

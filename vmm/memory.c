@@ -23,6 +23,7 @@
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include "mm/swap/swap.h"
@@ -66,6 +67,20 @@ static int cpu_of_vcpu(void *ctx, uint32_t tid)
 
 /* ---- making and ending it -------------------------------------------------------- */
 
+/* A dump would have the swap file's key: in the library's memory, and, where something is
+ * just being encrypted, in registers, which no advice on memory keeps out.  One byte is too
+ * little for a file, and the one limit at which the kernel starts no handler either: where
+ * core_pattern is a pipe, 0 does not keep it from that.  EPERM: the administrator's limit
+ * is 0, and cannot be raised to 1. */
+static int forbid_core_dumps(struct err *e)
+{
+	const struct rlimit one = { 1, 1 };
+
+	if (!setrlimit(RLIMIT_CORE, &one) || errno == EPERM)
+		return 0;
+	return err_sys(e, -errno, "swap: cannot forbid core dumps");
+}
+
 static int make(struct machine *m, struct err *e)
 {
 	const struct vm_swap *v = &m->cfg->swap;
@@ -79,8 +94,10 @@ static int make(struct machine *m, struct err *e)
 		.fault_threads = m->cfg->cpus, .fatal = lost_page, .fatal_ctx = m,
 		.cpu_of = cpu_of_vcpu, .cpu_ctx = m,
 	};
-	int rc = swap_create(&m->swap, &sc, e);
+	int rc = v->encrypt ? forbid_core_dumps(e) : 0;
 
+	if (!rc)
+		rc = swap_create(&m->swap, &sc, e);
 	if (rc)
 		return rc;
 	ec.tier_ctx = m->swap;

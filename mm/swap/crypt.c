@@ -12,8 +12,8 @@
  *
  * The 64 bytes of key are in a page of their own, not in dumps nor in children, and
  * only until the contexts have been made.  The contexts' expanded keys are the
- * library's memory: they are wiped at the end, but a core dump of a running process
- * has them.
+ * library's memory: they are wiped at the end.  A core dump would have them, and what is
+ * in registers besides: that there is none is up to the process (vmm/memory.c).
  *
  * Threads: crypt_seal() from the put thread.  crypt_unseal() from any, with as many
  * contexts as a VM has threads that read; making one for each call would cost more
