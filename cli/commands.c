@@ -119,11 +119,12 @@ static const struct opt run_opts[] = {
 	{ .name = "swap", .type = OPT_TEXT, .arg = "PATH[,size=SIZE][,encrypt][,force]", .comp = COMP_FILE,
 	  RUN_AT(swap),
 	  .help = "where packed pages go that are coldest, or do not pack: a file of this VM alone, made if "
-		  "it is not there, or a block device. `size`: nine eighths of --memory unless given, "
-		  "reserved at once; `encrypt`: with a key that nobody knows and that ends with the VM, "
-		  "which makes no core dumps; "
-		  "`force`: also where there is something else, which is lost. A comma in PATH is written "
-		  "twice" },
+		  "it is not there, or a block device. `size`: unless given nine eighths of --memory, or "
+		  "all of a device; reserved at once; `encrypt`: with a key that nobody knows and that ends "
+		  "with the VM, which makes no core dumps; `force`: also where there is something else, which "
+		  "is lost. A comma in PATH is written twice. Where a file system copies on write, space that "
+		  "is reserved may not be there to write to: a file made by brim on btrfs is written in place, "
+		  "for others use `chattr +C` while they are empty, or a device; `brim log` has a warning" },
 	{ .name = "cpus", .letter = 'c', .type = OPT_UINT, .arg = "N", .def = "1", .min = 1,
 	  .max = VM_MAX_CPUS, RUN_AT(cpus), .help = "how many processors the guest has" },
 	{ .name = "append", .letter = 'a', .type = OPT_LIST, .arg = "TEXT", RUN_AT(append),

@@ -17,8 +17,9 @@
  * Reserved means allocated: fallocate(2) gives the file real blocks, so that no write
  * can find the file system full.  For the same reason no hole is ever punched into a
  * regular file: what it gives up somebody else takes.  A file system that copies on
- * write (btrfs) keeps no such promise, whatever it answers; make the file no-copy there
- * (chattr +C), or use a device.
+ * write keeps no such promise, whatever it answers.  On btrfs an empty file can be told
+ * to be written in place (chattr +C), and is; elsewhere, or where the file is not
+ * empty, the log has a warning.  A device has no such question.
  *
  * Threads: one, at create and destroy.
  */
@@ -27,15 +28,21 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/fs.h>
+#include <linux/magic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
 #define MODE 0600
 #define PROBE_BYTES MiB /* of a device that is to be empty */
+
+/* Of file systems that are no part of Linux' headers, or not of all. */
+#define ZFS_MAGIC 0x2fc12fc1u
+#define BCACHEFS_MAGIC 0xca451a4eu
 
 static const struct header {
 	char magic[16];
@@ -65,11 +72,19 @@ static int wrong(const struct opening *o, int rc, const char *what)
 
 /* ---- what it is ----------------------------------------------------------------- */
 
+/* A device's name misspelt: a file made there would be in memory. */
+static bool is_device_name(const char *path)
+{
+	return !strncmp(path, "/dev/", 5) && strncmp(path, "/dev/shm/", 9) != 0;
+}
+
 static int open_path(struct opening *o)
 {
 	int flags = O_RDWR | O_CLOEXEC | O_NOCTTY | O_NONBLOCK;
 
-	o->f->fd = open(o->cfg->path, flags | O_CREAT | O_EXCL, MODE);
+	errno = EEXIST;
+	if (!is_device_name(o->cfg->path))
+		o->f->fd = open(o->cfg->path, flags | O_CREAT | O_EXCL, MODE);
 	o->is_new = o->f->fd >= 0;
 	if (o->f->fd < 0 && errno == EEXIST)
 		o->f->fd = open(o->cfg->path, flags);
@@ -82,6 +97,9 @@ static int open_device(struct opening *o)
 {
 	int fd = open(o->cfg->path, O_RDWR | O_CLOEXEC | O_EXCL);
 
+	if (fd < 0 && errno == EBUSY)
+		return err_set(o->e, -EBUSY, "swap: %s: this device is in use: mounted, part of "
+			       "another, or another VM has it", o->cfg->path);
 	if (fd < 0)
 		return wrong(o, -errno, "cannot have this device alone");
 	close(o->f->fd);
@@ -159,9 +177,44 @@ static int too_small(const struct opening *o, uint64_t free_bytes)
 {
 	char has[32], needs[32];
 
-	return err_set(o->e, -ENOSPC, "swap: %s: %s free, %s needed", o->cfg->path,
+	return err_set(o->e, -ENOSPC, "swap: %s: %s %s, %s needed", o->cfg->path,
 		       size_format(has, sizeof(has), free_bytes),
+		       o->f->is_device ? "large" : "free",
 		       size_format(needs, sizeof(needs), o->f->bytes));
+}
+
+/* Takes on an empty file only, and says nothing elsewhere. */
+static bool make_in_place(const struct opening *o)
+{
+	int flags = 0;
+
+	if (o->host->ioctl(o->f->fd, FS_IOC_GETFLAGS, &flags) < 0)
+		return false;
+	if (flags & FS_NOCOW_FL)
+		return true;
+	flags |= FS_NOCOW_FL;
+	return o->size_bytes == 0 && o->host->ioctl(o->f->fd, FS_IOC_SETFLAGS, &flags) == 0;
+}
+
+static bool copies_on_write(const struct opening *o, uint32_t fs)
+{
+	if (fs == BTRFS_SUPER_MAGIC)
+		return !make_in_place(o);
+	return fs == ZFS_MAGIC || fs == BCACHEFS_MAGIC;
+}
+
+static void warn_of_file_system(const struct opening *o)
+{
+	struct statfs fs = { 0 };
+
+	if (fstatfs(o->f->fd, &fs) < 0)
+		return;
+	if (copies_on_write(o, (uint32_t)fs.f_type))
+		log_warn("swap: %s: its file system copies what is written again, and may have no "
+			 "room for that: use a block device, or on btrfs an empty file with "
+			 "`chattr +C`", o->cfg->path);
+	if (fs.f_type == TMPFS_MAGIC || fs.f_type == RAMFS_MAGIC)
+		log_warn("swap: %s: its file system is in memory: nothing is gained", o->cfg->path);
 }
 
 static int reserve_file(struct opening *o)
@@ -170,6 +223,7 @@ static int reserve_file(struct opening *o)
 	uint64_t free_bytes;
 	int rc;
 
+	warn_of_file_system(o);
 	if (o->size_bytes > o->f->bytes && ftruncate(o->f->fd, (off_t)o->f->bytes) < 0)
 		return wrong(o, -errno, "cannot shorten it");
 	if (fstatvfs(o->f->fd, &v) < 0)
