@@ -22,6 +22,14 @@
 #define FILE_BYTES (24 * MiB)
 #define RAW_NOISE PAGE_BYTES
 
+/* ---- pages ------------------------------------------------------------------- */
+
+/* The page a seed stands for: `noise` bytes of it random, the rest repeats. */
+static void make_page(struct page *page, uint64_t seed, size_t noise)
+{
+	packable(page, seed, noise);
+}
+
 /* ---- a host that counts, and fails on request -------------------------------- */
 
 static bool writes_fail, writes_are_short, discards_refused, nothing_ends;
@@ -218,7 +226,7 @@ static int put(unsigned owner, uint64_t seed, size_t noise)
 	struct page page;
 	int rc;
 
-	packable(&page, seed, noise);
+	make_page(&page, seed, noise);
 	rc = swap_put(sh->s, owner, &page, &ref);
 	cr_assert_eq(rc == 0, ref.v != 0);
 	sh->seed[owner] = seed;
@@ -255,7 +263,7 @@ static void check_page(unsigned owner)
 {
 	struct page want, got;
 
-	packable(&want, sh->seed[owner], sh->noise[owner]);
+	make_page(&want, sh->seed[owner], sh->noise[owner]);
 	memset(&got, 0xee, sizeof(got));
 	cr_assert_eq(read_page(owner, &got), 0, "page %u", owner);
 	cr_assert(same(&want, &got), "page %u", owner);
@@ -470,7 +478,7 @@ Test(disk, disk_encrypted_file_has_no_plaintext)
 		put_many(10, 10, 1500);
 		spill_all();
 		for (unsigned i = 0; i < 20; i++) {
-			packable(&page, 1000 + i, sh->noise[i]);
+			make_page(&page, 1000 + i, sh->noise[i]);
 			cr_assert_eq(file_has(page.b, 64), how == PLAIN, "page %u", i);
 		}
 		check_all();
@@ -758,7 +766,7 @@ Test(disk, disk_pinned_segment_not_written_over)
 	cr_assert_eq(pread(r.of.fd, raw, r.of.bytes, (off_t)r.of.offset), (ssize_t)r.of.bytes);
 	cr_assert_eq(t->arrived(sh->s, &r.of, raw), 0);
 	cr_assert_eq(t->unpack(sh->s, ref.v, 7, &r, &got), 0);
-	packable(&want, 1007, 1500);
+	make_page(&want, 1007, 1500);
 	cr_assert(same(&want, &got));
 	t->unpin(sh->s, ref.v);
 	cr_assert_eq(stats().disk_used_bytes, 0);
@@ -1340,7 +1348,7 @@ static void crowd_read_disk(struct crowd *w, struct cell *c, unsigned owner)
 	struct page want, got;
 	int rc;
 
-	packable(&want, c->seed, c->noise);
+	make_page(&want, c->seed, c->noise);
 	c->reading = true;
 	t->pin(w->s, ref.v, &r.of);
 	pthread_mutex_unlock(&c->lock);
@@ -1364,7 +1372,7 @@ static void crowd_read(struct crowd *w, struct cell *c, unsigned owner)
 {
 	struct page want, got;
 
-	packable(&want, c->seed, c->noise);
+	make_page(&want, c->seed, c->noise);
 	if (swap_get(w->s, c->ref, owner, &got) || !same(&want, &got))
 		w->wrong++;
 	w->from_memory++;
@@ -1412,7 +1420,7 @@ static void crowd_put(struct crowd *w, unsigned owner, uint64_t *random)
 	if (!c->ref.v && !c->reading) {
 		c->seed = mix(random);
 		c->noise = mix(random) % 10 ? (uint16_t)(mix(random) % 2900) : (uint16_t)PAGE_BYTES;
-		packable(&page, c->seed, c->noise);
+		make_page(&page, c->seed, c->noise);
 		if (swap_put(w->s, owner, &page, &c->ref))
 			c->ref.v = 0;
 	}
