@@ -429,14 +429,6 @@ struct worker {
 	uint64_t random;
 };
 
-static uint64_t next_random(uint64_t *s)
-{
-	*s ^= *s << 13;
-	*s ^= *s >> 7;
-	*s ^= *s << 17;
-	return *s;
-}
-
 /* Zero also where it was written. */
 static uint64_t word_of(uint64_t index, uint64_t version, uint64_t w)
 {
@@ -578,10 +570,8 @@ Test(share, stress_no_byte_is_ever_wrong)
 							     discard_main, share_main };
 	struct worker w[ARRAY_LEN(mains)];
 	pthread_t t[ARRAY_LEN(mains)];
-	const char *seed = getenv("BRIM_SEED"), *length = getenv("BRIM_STRESS_S");
-	uint64_t random = seed ? strtoull(seed, NULL, 0) : now_ns(), end;
+	uint64_t random = seed_of_run(), end;
 
-	fprintf(stderr, "seed %lu\n", (unsigned long)random);
 	s.b = &b;
 	share_open(&b, (struct engine_config){ .fault_threads = 2, .pass_ns = 2000000,
 					       .staging_bytes = 2 * MiB });
@@ -592,7 +582,7 @@ Test(share, stress_no_byte_is_ever_wrong)
 		w[i] = (struct worker){ &s, random + i * 7919 + 1 };
 		pthread_create(&t[i], NULL, mains[i], &w[i]);
 	}
-	end = now_ns() + (length ? strtoull(length, NULL, 0) : 3) * 1000000000u;
+	end = now_ns() + env_number("BRIM_STRESS_S", 3) * 1000000000u;
 	while (now_ns() < end || (!enough() && now_ns() < end + STARVED_NS)) {
 		engine_limit(b.e, STRESS_PAGES * PAGE_BYTES / 3);
 		usleep(100000);
