@@ -259,12 +259,30 @@ static int cpu_of_toucher(void *ctx, uint32_t tid)
 	return tid == g->toucher ? thread_cpu_read(g->toucher_cpu) : -1;
 }
 
+static int hold_toucher(void *ctx, uint32_t tid, int cpu)
+{
+	struct guest *g = ctx;
+
+	if (tid != g->toucher)
+		return -ESRCH;
+	if (cpu >= 0)
+		return thread_hold(&g->hold, (pid_t)tid, cpu);
+	thread_release(&g->hold, (pid_t)tid);
+	return 0;
+}
+
+static int64_t toucher_waited_ns(void *ctx, uint32_t tid)
+{
+	(void)ctx;
+	return thread_waited_ns((pid_t)tid);
+}
+
 static int guest_open(struct guest *g, uint64_t bytes, struct err *e)
 {
 	char path[64];
 	struct swap_disk_config disk = { .path = path, .force = true };
 	struct engine_config cfg = { .tier = g->on_disk ? &swap_tier_disk : &swap_tier,
-				     .manual = true, .cpu_of = cpu_of_toucher, .cpu_ctx = g };
+				     .manual = true };
 	int rc = ram_create(&g->ram, &(struct ram_config){ .size_bytes = bytes,
 							   .huge = RAM_HUGE_NEVER }, e);
 
@@ -278,6 +296,9 @@ static int guest_open(struct guest *g, uint64_t bytes, struct err *e)
 	g->toucher = (uint32_t)gettid();
 	g->toucher_cpu = thread_cpu_word();
 	cfg.ram = g->ram;
+	cfg.touchers = (struct mm_touchers){ .ctx = g, .cpu_of = cpu_of_toucher,
+					     .hold = hold_toucher,
+					     .waited_ns = toucher_waited_ns };
 	cfg.tier_ctx = g->swap;
 	if (!rc)
 		rc = engine_create(&g->engine, &cfg, e);

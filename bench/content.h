@@ -59,6 +59,7 @@ struct guest {
 	uint8_t *mem;
 	uint32_t toucher; /* 0: faults are served wherever the scheduler likes */
 	const uint32_t *toucher_cpu;
+	struct thread_hold hold; /* of the toucher */
 	bool on_disk;     /* what leaves goes on to a swap file in /var/tmp */
 	enum swap_delta delta; /* set before guest_hold() */
 };

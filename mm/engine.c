@@ -328,6 +328,8 @@ static int set_up(struct engine *e, const struct engine_config *cfg, struct err 
 		return err_sys(err, rc, "memory: cannot register guest RAM");
 	ram_set_guard(e->ram, &guard, e);
 	rc = e->tier->pin ? reader_create(&e->reader, e) : 0;
+	if (!rc && e->touchers.hold)
+		rc = place_create(&e->placer, e);
 	if (!rc)
 		rc = fault_start(e, cfg->fault_threads ? cfg->fault_threads : 1);
 	if (!rc && !cfg->manual)
@@ -353,8 +355,7 @@ int engine_create(struct engine **out, const struct engine_config *cfg, struct e
 	e->manual = cfg->manual;
 	e->base = ram_slot(e->ram, 0)->hva;
 	e->uffd = e->pagemap = -1;
-	e->cpu_of = cfg->cpu_of;
-	e->cpu_ctx = cfg->cpu_ctx;
+	e->touchers = cfg->touchers;
 	e->huge = ram_huge_setting(e->ram) != RAM_HUGE_NEVER;
 	pthread_mutex_init(&e->take, NULL);
 	pthread_mutex_init(&e->turn, NULL);
@@ -378,6 +379,7 @@ void engine_destroy(struct engine **ep)
 	ram_set_guard(e->ram, NULL, NULL);
 	reclaim_stop(e);
 	fault_stop(e);
+	place_destroy(&e->placer);
 	reader_destroy(&e->reader);
 	if (e->uffd >= 0)
 		e->host->close(e->uffd);

@@ -20,7 +20,7 @@
  * One fault thread at a time has the turn: it sleeps in the read, so that a fault wakes
  * one thread and not all (the kernel would), and it serves what comes without giving the
  * turn away.  Where two faults came at once, or it has to wait, the next thread listens.
- * It is bound to the CPU that faults keep coming from.
+ * It is bound to the CPU that faults keep coming from, and who faults is held there (place.c).
  *
  * Threads: fault threads only, which wait for nothing but messages, places for reads,
  * and chunk locks; a touch by them of guest RAM would wait for themselves.
@@ -43,13 +43,15 @@
 #define AROUND_SLACK 8u /* pages at home that a sequential reader passes without a fault */
 #define MESSAGES 2u /* read in one go: a second one means that another thread is wanted */
 #define NO_CPU (-1)
+#define FOLLOW_AFTER 1u /* faults in a row from one CPU */
 
 struct fault_server {
 	struct engine *e;
 	uint8_t *buf;  /* AROUND_MAX pages */
 	bool has_turn;
 	int cpu;       /* the one it is bound to */
-	int seen_cpu;  /* where the last fault came from */
+	int seen_cpu;  /* where the last fault came from, */
+	unsigned seen; /* and how many before it in a row */
 };
 
 /* A host out of memory may have some in a moment; until then the guest waits. */
@@ -399,22 +401,31 @@ void fault_serve(struct fault_server *s, uint64_t index)
 
 /* ---- the threads ------------------------------------------------------------------ */
 
-/* A handler woken on another CPU than the one the toucher sleeps on costs two wake-ups of
- * idle CPUs; on the same one it is a switch.  So go where faults keep coming from. */
-static void follow(struct fault_server *s, uint32_t tid)
+static void go_to(struct fault_server *s, int cpu)
 {
-	int cpu = s->e->cpu_of ? s->e->cpu_of(s->e->cpu_ctx, tid) : NO_CPU;
 	cpu_set_t set;
 
-	if (cpu != NO_CPU && cpu != s->cpu && cpu == s->seen_cpu) {
-		CPU_ZERO(&set);
-		CPU_SET((unsigned)cpu, &set);
-		/* Where it may not: it stays, and does not ask for this one again. */
-		if (!sched_setaffinity(0, sizeof(set), &set))
-			counter_inc(CTR_engine_followed);
-		s->cpu = cpu;
-	}
+	CPU_ZERO(&set);
+	CPU_SET((unsigned)cpu, &set);
+	/* Where it may not: it stays, and does not ask for this one again. */
+	if (!sched_setaffinity(0, sizeof(set), &set))
+		counter_inc(CTR_engine_followed);
+	s->cpu = cpu;
+}
+
+/* A handler woken on another CPU than the one the toucher sleeps on costs two wake-ups of
+ * idle CPUs; on the same one it is a switch.  So go where faults keep coming from, and
+ * have their toucher held there (place.c), before it is woken. */
+static void follow(struct fault_server *s, uint32_t tid)
+{
+	struct engine *e = s->e;
+	int cpu = e->touchers.cpu_of ? e->touchers.cpu_of(e->touchers.ctx, tid) : NO_CPU;
+	bool is_held = cpu != NO_CPU && e->placer && place_note(e->placer, tid, cpu);
+
+	s->seen = cpu == s->seen_cpu ? s->seen + 1 : 0;
 	s->seen_cpu = cpu;
+	if (cpu != NO_CPU && cpu != s->cpu && (is_held || s->seen >= FOLLOW_AFTER))
+		go_to(s, cpu);
 }
 
 static void end_all(struct engine *e)
@@ -439,8 +450,8 @@ static void take_message(struct fault_server *s, const struct uffd_msg *m)
 	}
 	VERIFY(index < e->pages.count);
 	throttle_pause(s, index);
-	fault_serve(s, index);
 	follow(s, m->arg.pagefault.feat.ptid);
+	fault_serve(s, index);
 }
 
 /* Listens until something comes, with the turn; serves it. */

@@ -1,5 +1,5 @@
 /*
- * The engine's inside, shared by its files: engine.c, page.c, fault.c, read.c,
+ * The engine's inside, shared by its files: engine.c, page.c, fault.c, place.c, read.c,
  * reclaim.c, huge.c, throttle.c, share.c.
  *
  * Locks, in order: `turn` (which fault thread listens) or `take` (a reclaimer's batch
@@ -103,8 +103,8 @@ struct engine {
 	uint64_t slots;     /* pages of staging */
 	int uffd, pagemap;
 	uint8_t *stop_page; /* touched to end the fault threads */
-	int (*cpu_of)(void *ctx, uint32_t tid);
-	void *cpu_ctx;
+	struct mm_touchers touchers;
+	struct placer *placer; /* NULL: touchers are not held */
 	struct reader *reader; /* NULL: the tier has no disk */
 	unsigned fault_threads;
 	bool has_reclaimer;
@@ -198,6 +198,14 @@ int64_t fault_copy_in(struct engine *e, uint64_t index, const uint8_t *buf, uint
 void fault_home(struct engine *e, uint64_t index, uint64_t n);
 /* Whoever sleeps on these faults again. */
 void fault_wake(struct engine *e, uint64_t index, uint64_t n);
+
+/* place.c */
+struct placer;
+int place_create(struct placer **out, struct engine *e);
+/* Lets go of all who are held. */
+void place_destroy(struct placer **p);
+/* A fault of a toucher that runs on that CPU.  True: it is held there from now on. */
+bool place_note(struct placer *p, uint32_t tid, int cpu);
 
 /* read.c */
 struct reader;

@@ -2,7 +2,7 @@
  * mm/: a VM's memory.  ram.c owns the only mapping of guest memory; host.c is
  * the table of system calls the engine makes, so that tests can make any of
  * them fail; balloon/ turns page numbers the guest gave back into few madvise
- * calls; engine.c, with page.c, fault.c, reclaim.c, huge.c and throttle.c, takes
+ * calls; engine.c, with page.c, fault.c, place.c, reclaim.c, huge.c and throttle.c, takes
  * cold pages and brings them back, and swap/ is where they are meanwhile; share.c drops
  * those that a store has, and ksm/ finds out which.
  *
@@ -223,6 +223,18 @@ struct mm_tier {
 
 struct engine;
 
+/* The threads that touch guest RAM, as the engine needs to know them: to serve their
+ * faults on the CPU they are on.  Any may be NULL; called from fault threads and the placer. */
+struct mm_touchers {
+	void *ctx;
+	/* The CPU the thread runs on, or -1: not known. */
+	int (*cpu_of)(void *ctx, uint32_t tid);
+	/* Has it run on that CPU only; -1: where it might before.  0 or -errno. */
+	int (*hold)(void *ctx, uint32_t tid, int cpu);
+	/* How long it has been ready to run and had no CPU, in all; or -errno. */
+	int64_t (*waited_ns)(void *ctx, uint32_t tid);
+};
+
 struct engine_config {
 	struct ram *ram;              /* outlives the engine, which sets its guard */
 	const struct mm_host *host;   /* NULL: mm_host_linux */
@@ -236,10 +248,7 @@ struct engine_config {
 	 * once, from any thread; the touched page stays missing, so end the VM. */
 	void (*fatal)(void *ctx, const char *why);
 	void *fatal_ctx;
-	/* The CPU a thread that touches guest RAM runs on, or -1: so that its faults are
-	 * served there.  From a fault thread.  May be NULL. */
-	int (*cpu_of)(void *ctx, uint32_t tid);
-	void *cpu_ctx;
+	struct mm_touchers touchers;
 };
 
 /* Errors: -EPERM without the right to use userfaultfd, -ENOSYS where the kernel has

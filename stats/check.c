@@ -6,27 +6,11 @@
 #include <execinfo.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <sys/rseq.h>
 #include <unistd.h>
 
 #include "stats/stats.h"
 
 static _Thread_local enum role thread_role = ROLE_NONE;
-
-const uint32_t *thread_cpu_word(void)
-{
-	const struct rseq *r = (const void *)((const char *)__builtin_thread_pointer() +
-					      __rseq_offset);
-
-	return __rseq_size ? &r->cpu_id : NULL;
-}
-
-int thread_cpu_read(const uint32_t *word)
-{
-	int cpu = word ? (int)__atomic_load_n(word, __ATOMIC_RELAXED) : -1;
-
-	return cpu < 0 ? -1 : cpu;
-}
 
 void role_set(enum role r)
 {

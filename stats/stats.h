@@ -2,8 +2,8 @@
  * stats/: the floor every other room stands on.
  *
  * What lives here: the one-sentence error (struct err), the log, the checks
- * for our own bugs (VERIFY, ASSERT), thread roles, counters, and the parsing
- * and printing of sizes.
+ * for our own bugs (VERIFY, ASSERT), thread roles and their CPUs, counters, and
+ * the parsing and printing of sizes.
  *
  * Threads: everything here may be called from any thread unless its comment
  * says otherwise.  Nothing here blocks except writing a log line to its fd.
@@ -17,6 +17,7 @@
 #ifndef BRIM_STATS_H
 #define BRIM_STATS_H
 
+#include <sched.h>
 #include <stdarg.h>
 #include <stdatomic.h>
 #include <stdbool.h>
@@ -91,6 +92,20 @@ const char *role_name(enum role r);
 const uint32_t *thread_cpu_word(void);
 /* What such a word says now: a CPU, or -1.  Any thread. */
 int thread_cpu_read(const uint32_t *word);
+
+/* A thread held on one CPU.  Zeroed: it is not. */
+struct thread_hold {
+	bool is_held;
+	cpu_set_t was, one;
+};
+/* Has the thread run on that CPU only.  -EALREADY: it is bound by its user already;
+ * -EINVAL: it may not run there; or another -errno. Any thread, of any of the process's. */
+int thread_hold(struct thread_hold *h, pid_t tid, int cpu);
+/* It may run where it might before; a pin that somebody set meanwhile stays. */
+void thread_release(struct thread_hold *h, pid_t tid);
+/* How long a thread of this process has been ready to run and had no CPU, since it
+ * began; -errno where the kernel does not say. */
+int64_t thread_waited_ns(pid_t tid);
 
 /* True in a thread of role r, and in threads that never set one (tests). */
 #define ASSERT_ROLE(r) ASSERT(role_get() == (r) || role_get() == ROLE_NONE)

@@ -102,6 +102,11 @@ struct vcpu {
 	bool started;
 	_Atomic pid_t tid;
 	const uint32_t *_Atomic cpu_word; /* where its thread runs; NULL: not known */
+	/* under place_lock: a thread that has ended is not to be moved, as another may have its
+	 * number by then */
+	pthread_mutex_t place_lock;
+	struct thread_hold hold;
+	bool is_live;
 	_Atomic bool parked;
 };
 
@@ -110,6 +115,9 @@ int vcpu_start(struct vcpu *v, struct err *e);
 void vcpu_fini(struct vcpu *v); /* the thread has been told to end */
 int vcpu_set_boot_state(struct vcpu *v, uint64_t rip, uint64_t rsi, bool pvh, struct err *e);
 void vcpu_kick(struct vcpu *v);
+/* Has its thread run on that CPU only; -1: where it might before.  As thread_hold(), and
+ * -ESRCH: it has none, or none any more.  Any thread. */
+int vcpu_hold(struct vcpu *v, int cpu);
 /* Once in a process, before any vCPU starts. */
 void vcpu_signals_init(void);
 

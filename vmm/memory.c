@@ -54,15 +54,35 @@ static void lost_page(void *ctx, const char *why)
 	pthread_detach(t);
 }
 
+/* ---- vCPU threads, as the engine needs to know them ------------------------------ */
+
+static struct vcpu *vcpu_of(struct machine *m, uint32_t tid)
+{
+	for (unsigned i = 0; i < m->cfg->cpus; i++)
+		if ((uint32_t)atomic_load(&m->vcpus[i].tid) == tid)
+			return &m->vcpus[i];
+	return NULL;
+}
+
 /* Fault threads ask, while the vCPU's thread sleeps in a fault or has just been woken. */
 static int cpu_of_vcpu(void *ctx, uint32_t tid)
 {
-	const struct machine *m = ctx;
+	struct vcpu *v = vcpu_of(ctx, tid);
 
-	for (unsigned i = 0; i < m->cfg->cpus; i++)
-		if ((uint32_t)atomic_load(&m->vcpus[i].tid) == tid)
-			return thread_cpu_read(atomic_load(&m->vcpus[i].cpu_word));
-	return -1;
+	return v ? thread_cpu_read(atomic_load(&v->cpu_word)) : -1;
+}
+
+static int hold_vcpu(void *ctx, uint32_t tid, int cpu)
+{
+	struct vcpu *v = vcpu_of(ctx, tid);
+
+	return v ? vcpu_hold(v, cpu) : -ESRCH;
+}
+
+static int64_t vcpu_waited_ns(void *ctx, uint32_t tid)
+{
+	(void)ctx;
+	return thread_waited_ns((pid_t)tid);
 }
 
 /* ---- making and ending it -------------------------------------------------------- */
@@ -92,7 +112,8 @@ static int make(struct machine *m, struct err *e)
 	struct engine_config ec = {
 		.ram = m->ram, .tier = sc.disk ? &swap_tier_disk : &swap_tier,
 		.fault_threads = m->cfg->cpus, .fatal = lost_page, .fatal_ctx = m,
-		.cpu_of = cpu_of_vcpu, .cpu_ctx = m,
+		.touchers = { .ctx = m, .cpu_of = cpu_of_vcpu, .hold = hold_vcpu,
+			      .waited_ns = vcpu_waited_ns },
 	};
 	int rc = v->encrypt ? forbid_core_dumps(e) : 0;
 

@@ -80,6 +80,7 @@ int vcpu_init(struct vcpu *v, struct machine *m, unsigned index, struct err *e)
 	int rc;
 
 	*v = (struct vcpu){ .m = m, .index = index, .fd = -1 };
+	pthread_mutex_init(&v->place_lock, NULL);
 	v->fd = ioctl(k->vm_fd, KVM_CREATE_VCPU, (unsigned long)index);
 	if (v->fd < 0)
 		return err_sys(e, -errno, "KVM: creating vCPU %u", index);
@@ -271,6 +272,28 @@ static void handle_exit(struct vcpu *v)
 	}
 }
 
+static void set_live(struct vcpu *v, bool is_live)
+{
+	pthread_mutex_lock(&v->place_lock);
+	v->is_live = is_live;
+	pthread_mutex_unlock(&v->place_lock);
+}
+
+int vcpu_hold(struct vcpu *v, int cpu)
+{
+	int rc = -ESRCH;
+
+	pthread_mutex_lock(&v->place_lock);
+	if (v->is_live && cpu >= 0) {
+		rc = thread_hold(&v->hold, atomic_load(&v->tid), cpu);
+	} else if (v->is_live) {
+		thread_release(&v->hold, atomic_load(&v->tid));
+		rc = 0;
+	}
+	pthread_mutex_unlock(&v->place_lock);
+	return rc;
+}
+
 static void *vcpu_main(void *arg)
 {
 	struct vcpu *v = arg;
@@ -282,6 +305,7 @@ static void *vcpu_main(void *arg)
 	pthread_setname_np(pthread_self(), name);
 	atomic_store(&v->cpu_word, thread_cpu_word());
 	atomic_store(&v->tid, (pid_t)syscall(SYS_gettid));
+	set_live(v, true);
 	sigfillset(&set);
 	sigdelset(&set, KICK_SIGNAL);
 	pthread_sigmask(SIG_SETMASK, &set, NULL);
@@ -296,6 +320,7 @@ static void *vcpu_main(void *arg)
 				    strerror(errno));
 	}
 	atomic_store(&v->cpu_word, NULL);
+	set_live(v, false);
 	return NULL;
 }
 

@@ -477,6 +477,62 @@ Test(engine, sequential_reader_gets_pages_around)
 	box_close(&b);
 }
 
+/* ---- who faults is held where it is served ---------------------------------------- */
+
+struct me {
+	const uint32_t *cpu_word;
+	struct thread_hold hold;
+	_Atomic int held;
+};
+
+static int cpu_of_me(void *ctx, uint32_t tid)
+{
+	struct me *m = ctx;
+
+	return tid == (uint32_t)getpid() ? thread_cpu_read(m->cpu_word) : -1;
+}
+
+static int hold_me(void *ctx, uint32_t tid, int cpu)
+{
+	struct me *m = ctx;
+	int rc = cpu < 0 ? 0 : thread_hold(&m->hold, (pid_t)tid, cpu);
+
+	if (cpu < 0)
+		thread_release(&m->hold, (pid_t)tid);
+	m->held = !rc && cpu >= 0;
+	return rc;
+}
+
+Test(engine, toucher_is_held_while_it_faults_and_free_again_at_the_end)
+{
+	static struct box b;
+	struct me me = { .cpu_word = thread_cpu_word() };
+	struct engine_config cfg = MANUAL;
+	cpu_set_t before, now, held;
+	uint64_t was = counter_get(CTR_engine_held);
+
+	cr_assert_eq(sched_getaffinity(0, sizeof(before), &before), 0);
+	if (CPU_COUNT(&before) < 2 || !me.cpu_word)
+		cr_skip_test("one CPU, or no restartable sequences");
+	cfg.touchers = (struct mm_touchers){ .ctx = &me, .cpu_of = cpu_of_me, .hold = hold_me };
+	cr_assert_eq(box_open(&b, cfg), 0);
+	fill_first(&b, 4096);
+	push_out(&b, 4096);
+	CPU_ZERO(&held);
+	for (uint64_t i = 0; i < 4096 && CPU_COUNT(&held) != 1; i += 3) {
+		cr_assert(has(at(&b, i * 1021 % 4096), i * 1021 % 4096, 1));
+		if (me.held)
+			sched_getaffinity(0, sizeof(held), &held);
+	}
+	cr_assert_gt(counter_get(CTR_engine_held), was);
+	cr_assert_eq(CPU_COUNT(&held), 1);
+	check_first(&b, 4096);
+	box_close(&b);
+	cr_assert(!me.held);
+	cr_assert_eq(sched_getaffinity(0, sizeof(now), &now), 0);
+	cr_assert(CPU_EQUAL(&before, &now));
+}
+
 Test(engine, transitions_are_the_table_and_no_others)
 {
 	static const char *allowed[PAGE_STATES] = {
