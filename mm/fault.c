@@ -37,6 +37,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -48,6 +49,8 @@
 struct fault_server {
 	struct engine *e;
 	uint8_t *buf;  /* AROUND_MAX pages */
+	const uint8_t *zeroes; /* as many: the kernel's zero page, over and over */
+	bool is_write; /* the fault being served is */
 	bool has_turn;
 	int cpu;       /* the one it is bound to */
 	int seen_cpu;  /* where the last fault came from, */
@@ -128,7 +131,7 @@ static uint64_t plan_around(struct chunk *c, uint64_t index)
 }
 
 /* How many pages the next to be touched with this one may get with it: none of them has
- * memory, and a zero page takes none before it is written. */
+ * memory, and there is room for all of them to have some. */
 static uint64_t plan_untouched(struct engine *e, struct chunk *c, uint64_t index)
 {
 	uint64_t want = plan_around(c, index), n = 1;
@@ -152,28 +155,48 @@ static uint64_t zero_run(struct engine *e, uint64_t index, uint64_t n)
 	return (uint64_t)z.zeropage >> PAGE_SHIFT;
 }
 
-/* Nothing of this page is away: it needs a zero page, or has one already. */
+/* Zeroes for the first of n pages, and for those behind it as far as none is there: how
+ * many, or -errno.
+ *
+ * For a write it is memory at once: the write to a zero page would be another fault, and
+ * longer than this one is made by the copy.
+ *
+ * EEXIST is also Linux's answer where no page is, but a note that it is armed: only a copy
+ * goes over that, and to wake alone would be to wake it for ever. */
+static int64_t give_zeroes(struct fault_server *s, uint64_t index, uint64_t n)
+{
+	uint64_t done;
+	int rc;
+
+	if (s->is_write) {
+		counter_inc(CTR_engine_untouched_written);
+		return fault_copy_in(s->e, index, s->zeroes, n);
+	}
+	done = zero_run(s->e, index, n);
+	if (done)
+		return (int64_t)done;
+	rc = zero_in(s->e, index);
+	if (rc == -EEXIST)
+		return fault_copy_in(s->e, index, s->zeroes, 1);
+	return rc ? rc : 1;
+}
+
+/* Nothing of this page is away: it needs a page, or has one already. */
 static void serve_guest(struct fault_server *s, struct chunk *c, uint64_t index)
 {
 	struct engine *e = s->e;
-	uint64_t n = zero_run(e, index, plan_untouched(e, c, index));
-	int rc = n ? 0 : zero_in(e, index);
+	int64_t n = give_zeroes(s, index, plan_untouched(e, c, index));
+	uint64_t around = n > 1 ? (uint64_t)n - 1 : 0;
 
-	counter_add(CTR_engine_untouched_around, n ? n - 1 : 0);
-	atomic_fetch_add(&e->arrived_pages, n ? n - 1 : 0);
-	c->next = (uint16_t)((index + (n ? n : 1)) % CHUNK_PAGES);
+	counter_add(CTR_engine_untouched_around, around);
+	atomic_fetch_add(&e->arrived_pages, around);
+	c->next = (uint16_t)((index + 1 + around) % CHUNK_PAGES);
 	counter_inc(CTR_engine_faults_untouched);
-	/* EEXIST is also Linux's answer where no page is, but a note that it is armed: only
-	 * a copy goes over that, and to wake alone would be to wake it for ever. */
-	if (rc == -EEXIST) {
-		memset(s->buf, 0, PAGE_BYTES);
-		rc = (int)fault_copy_in(e, index, s->buf, 1);
-	}
 	/* ENOENT: not watched any more, so that its own touch gets the page. */
-	if (rc == -EEXIST || rc == -ENOENT)
+	if (n == -EEXIST || n == -ENOENT)
 		fault_wake(e, index, 1);
-	else if (rc < 0)
-		engine_dead(e, index, "no memory for a page never touched", rc);
+	else if (n < 0)
+		engine_dead(e, index, "no memory for a page never touched", (int)n);
 }
 
 int fault_unstage(struct engine *e, uint64_t index)
@@ -274,13 +297,10 @@ static int64_t place_run(struct fault_server *s, uint64_t index, uint64_t n)
 	struct engine *e = s->e;
 	int64_t done;
 
-	if (n == 1 && e->pages.page[index].state == PAGE_FILLED && is_zero(s->buf)) {
-		int rc = zero_in(e, index);
-
-		done = rc ? rc : 1;
-	} else {
+	if (n == 1 && e->pages.page[index].state == PAGE_FILLED && is_zero(s->buf))
+		done = give_zeroes(s, index, 1);
+	else
 		done = fault_copy_in(e, index, s->buf, n);
-	}
 	if (done > 0)
 		fault_home(e, index, (uint64_t)done);
 	return done;
@@ -449,6 +469,7 @@ static void take_message(struct fault_server *s, const struct uffd_msg *m)
 		return;
 	}
 	VERIFY(index < e->pages.count);
+	s->is_write = m->arg.pagefault.flags & UFFD_PAGEFAULT_FLAG_WRITE;
 	throttle_pause(s, index);
 	follow(s, m->arg.pagefault.feat.ptid);
 	fault_serve(s, index);
@@ -488,12 +509,16 @@ static void *fault_main(void *arg)
 int fault_server_create(struct fault_server **out, struct engine *e)
 {
 	struct fault_server *s = calloc(1, sizeof(*s));
+	void *zeroes;
 
 	if (!s)
 		return -ENOMEM;
 	*s = (struct fault_server){ .e = e, .cpu = NO_CPU, .seen_cpu = NO_CPU };
-	if (posix_memalign((void **)&s->buf, PAGE_BYTES, AROUND_MAX * PAGE_BYTES)) {
-		free(s);
+	zeroes = e->host->mmap(NULL, AROUND_MAX * PAGE_BYTES, PROT_READ,
+			       MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	s->zeroes = zeroes == MAP_FAILED ? NULL : zeroes;
+	if (!s->zeroes || posix_memalign((void **)&s->buf, PAGE_BYTES, AROUND_MAX * PAGE_BYTES)) {
+		fault_server_destroy(&s);
 		return -ENOMEM;
 	}
 	*out = s;
@@ -507,6 +532,8 @@ void fault_server_destroy(struct fault_server **sp)
 	*sp = NULL;
 	if (!s)
 		return;
+	if (s->zeroes)
+		s->e->host->munmap((void *)(uintptr_t)s->zeroes, AROUND_MAX * PAGE_BYTES);
 	free(s->buf);
 	free(s);
 }

@@ -9,6 +9,7 @@
 #include "tests/unit/membox.h"
 
 #include <pthread.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -397,6 +398,59 @@ Test(engine, untouched_memory_in_order_comes_many_pages_a_fault)
 	for (uint64_t i = 16; i < CHUNK_PAGES; i++)
 		cr_assert(box_has(&b, i, 1), "page %lu", (unsigned long)i);
 	check_first(&b, 8);
+	box_close(&b);
+}
+
+static long own_faults(void)
+{
+	struct rusage r;
+
+	cr_assert_eq(getrusage(RUSAGE_THREAD, &r), 0);
+	return r.ru_minflt;
+}
+
+/* A zero page first, and then the write to it, would be a fault more for each page. */
+Test(engine, untouched_memory_written_in_order_is_memory_at_once)
+{
+	static struct box b;
+	uint64_t faults, written;
+	long own;
+
+	cr_assert_eq(box_open(&b, MANUAL), 0);
+	fill_first(&b, 8);
+	push_out(&b, 8);
+	faults = counter_get(CTR_engine_faults_untouched);
+	written = counter_get(CTR_engine_untouched_written);
+	own = own_faults();
+	for (uint64_t i = 16; i < CHUNK_PAGES; i++)
+		at(&b, i)[i % PAGE_BYTES] = 1;
+	cr_assert_leq(own_faults() - own, 64);
+	settle(&b);
+	faults = counter_get(CTR_engine_faults_untouched) - faults;
+	cr_assert_leq(faults, 32);
+	cr_assert_eq(counter_get(CTR_engine_untouched_written) - written, faults);
+	for (uint64_t i = 16; i < CHUNK_PAGES; i++)
+		for (uint64_t k = 0; k < PAGE_BYTES; k++)
+			cr_assert_eq(at(&b, i)[k], k == i % PAGE_BYTES);
+	box_close(&b);
+}
+
+Test(engine, filled_page_written_to_is_memory_at_once)
+{
+	static struct box b;
+	uint64_t written = counter_get(CTR_engine_untouched_written);
+
+	cr_assert_eq(box_open(&b, MANUAL), 0);
+	for (uint64_t i = 0; i < 64; i++)
+		memset(at(&b, i), 0, PAGE_BYTES);
+	push_out(&b, 64);
+	cr_assert_eq(stats(&b).filled_pages, 64);
+	for (uint64_t i = 0; i < 64; i += 7)
+		at(&b, 63 - i)[9] = 3; /* falling: each a fault of its own */
+	cr_assert_eq(counter_get(CTR_engine_untouched_written) - written, 10);
+	for (uint64_t i = 0; i < 64; i++)
+		cr_assert_eq(at(&b, i)[8], 0);
+	cr_assert_eq(counter_get(CTR_engine_untouched_written) - written, 10, "reads are none");
 	box_close(&b);
 }
 
