@@ -116,11 +116,14 @@ const struct cmd *command_find(const char *name);
 
 /* ---- arguments --------------------------------------------------------------- */
 
+enum run_delta { RUN_DELTA_OFF, RUN_DELTA_FAST, RUN_DELTA_SMALL };
+
 struct run_args {
 	const char *kernel, *initrd, *cmdline, *name, *swap;
 	struct text_list disks, nets, append, balloon;
-	uint64_t memory_bytes, limit_bytes, pool_cap_bytes, cpus, stop_timeout_s;
-	unsigned hugepages;
+	uint64_t memory_bytes, limit_bytes, pool_cap_bytes, pool_acceleration, cpus,
+		stop_timeout_s;
+	unsigned hugepages, pool_delta; /* of `enum ram_huge`, `enum run_delta` */
 	bool console, detach, no_reboot, allow_emulated, dry_run;
 };
 

@@ -11,6 +11,8 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "mm/mm.h"
+
 #define PS_TIMEOUT_MS 2000
 #define NOTHING "-"
 
@@ -295,6 +297,46 @@ static void status_overhead(const json_t *vm)
 	       size_format(pool_gib, sizeof(pool_gib), per_gib(m.pool_overhead_bytes, &m)));
 }
 
+/* The swap file, where there is one. */
+static void status_swap(const json_t *engine)
+{
+	char used[32], size[32], live[32], away[32], in[32], out[32];
+	uint64_t file_bytes = 0, failures = 0;
+
+	json_u64(engine, "disk_size_bytes", NULL, &file_bytes);
+	size_format(size, sizeof(size), file_bytes);
+	if (!file_bytes ||
+	    !size_at(engine, "disk_used_bytes", NULL, used, sizeof(used)) ||
+	    !size_at(engine, "disk_live_bytes", NULL, live, sizeof(live)) ||
+	    !size_at(engine, "disk_bytes", NULL, away, sizeof(away)) ||
+	    !size_at(engine, "disk_read_bytes", NULL, in, sizeof(in)) ||
+	    !size_at(engine, "disk_written_bytes", NULL, out, sizeof(out)))
+		return;
+	printf("%-12s %s of %s used, %s live for %s of memory; %s read, %s written", "swap", used,
+	       size, live, away, in, out);
+	json_u64(engine, "disk_failures", NULL, &failures);
+	if (failures)
+		printf(", %s%" PRIu64 " failure%s%s (see `brim stats`)", colour_code(stdout, RED),
+		       failures, failures == 1 ? "" : "s", colour_code(stdout, PLAIN));
+	printf("\n");
+}
+
+/* Pages packed against similar ones, where there are any. */
+static void status_deltas(const json_t *engine)
+{
+	char pages[32], saved[32], orphans[32];
+	uint64_t bytes = 0, kept = 0;
+
+	json_u64(engine, "delta_bytes", NULL, &bytes);
+	json_u64(engine, "delta_orphan_bytes", NULL, &kept);
+	if ((!bytes && !kept) ||
+	    !size_at(engine, "delta_saved_bytes", NULL, saved, sizeof(saved)))
+		return;
+	printf("%-12s %" PRIu64 " pages (%s) packed against similar ones, %s less than alone; %s kept "
+	       "only for them\n", "deltas", bytes / PAGE_BYTES, size_format(pages, sizeof(pages), bytes),
+	       saved, size_format(orphans, sizeof(orphans), kept));
+}
+
 static void status_balloon(const json_t *vm)
 {
 	const json_t *balloon = json_object_get(vm, "balloon");
@@ -346,6 +388,8 @@ static void status_print(const json_t *vm)
 	status_memory(vm);
 	status_limit(vm);
 	status_overhead(vm);
+	status_deltas(json_object_get(vm, "engine"));
+	status_swap(json_object_get(vm, "engine"));
 	status_balloon(vm);
 	status_guest(vm);
 	status_devices(vm);

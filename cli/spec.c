@@ -518,6 +518,24 @@ static json_t *plain_config(const struct run_args *a)
 			 "allow_emulated_kvm", a->allow_emulated);
 }
 
+/* As put_limits(): only what is not the default. */
+static int put_pool(json_t *o, const struct run_args *a, struct err *e)
+{
+	static const char *const deltas[] = {
+		[RUN_DELTA_OFF] = "off", [RUN_DELTA_FAST] = "fast", [RUN_DELTA_SMALL] = "small",
+	};
+	json_int_t acceleration = (json_int_t)a->pool_acceleration;
+
+	VERIFY(a->pool_delta < ARRAY_LEN(deltas));
+	if (a->pool_delta != RUN_DELTA_FAST &&
+	    json_object_set_new(o, "pool_delta", json_string(deltas[a->pool_delta])))
+		return err_sys(e, -ENOMEM, "--pool-delta");
+	if (acceleration > 1 &&
+	    json_object_set_new(o, "pool_acceleration", json_integer(acceleration)))
+		return err_sys(e, -ENOMEM, "--pool-acceleration");
+	return 0;
+}
+
 /* Only where there is one: without, a brim-vmm that knows of none will do. */
 static int put_limits(json_t *o, const struct run_args *a, struct err *e)
 {
@@ -571,6 +589,8 @@ int spec_build(const struct run_args *a, json_t **config, struct err *e)
 	if (!o)
 		return err_sys(e, -ENOMEM, "the VM's description");
 	rc = put_limits(o, a, e);
+	if (!rc)
+		rc = put_pool(o, a, e);
 	if (!rc)
 		rc = put_image(o, "kernel", a->kernel, e);
 	if (!rc)

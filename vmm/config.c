@@ -99,6 +99,26 @@ static int read_pool_cap(struct vm_config *cfg, const json_t *v, const char *key
 	return get_number(v, VM_POOL_CAP_MIN_BYTES, INT64_MAX, &cfg->pool_cap_bytes, key, e);
 }
 
+static int read_pool_delta(struct vm_config *cfg, const json_t *v, const char *key, struct err *e)
+{
+	static const char *const names[] = {
+		[SWAP_DELTA_OFF] = "off", [SWAP_DELTA_FAST] = "fast", [SWAP_DELTA_SMALL] = "small",
+	};
+	const char *s = json_string_value(v);
+
+	for (size_t i = SWAP_DELTA_OFF; s && i < ARRAY_LEN(names); i++)
+		if (strcmp(s, names[i]) == 0) {
+			cfg->pool_delta = (enum swap_delta)i;
+			return 0;
+		}
+	return wrong(e, key, "\"off\", \"fast\" or \"small\"");
+}
+
+static int read_pool_accel(struct vm_config *cfg, const json_t *v, const char *key, struct err *e)
+{
+	return get_unsigned(v, 1, SWAP_ACCELERATION_MAX, &cfg->pool_acceleration, key, e);
+}
+
 static int read_cpus(struct vm_config *cfg, const json_t *v, const char *key, struct err *e)
 {
 	return get_unsigned(v, 1, VM_MAX_CPUS, &cfg->cpus, key, e);
@@ -310,6 +330,8 @@ static const struct field fields_top[] = {
 	{ "memory_bytes", read_memory },
 	{ "memory_limit_bytes", read_limit },
 	{ "pool_cap_bytes", read_pool_cap },
+	{ "pool_delta", read_pool_delta },
+	{ "pool_acceleration", read_pool_accel },
 	{ "swap", read_swap },
 	{ "cpus", read_cpus },
 	{ "kernel", read_kernel },

@@ -108,6 +108,8 @@ static int make(struct machine *m, struct err *e)
 					       .encrypt = v->encrypt, .force = v->force };
 	struct swap_config sc = { .max_pages = m->cfg->memory_bytes >> PAGE_SHIFT,
 				  .cap_bytes = m->cfg->pool_cap_bytes,
+				  .delta = m->cfg->pool_delta,
+				  .acceleration = (int)m->cfg->pool_acceleration,
 				  .disk = v->path[0] ? &disk : NULL };
 	struct engine_config ec = {
 		.ram = m->ram, .tier = sc.disk ? &swap_tier_disk : &swap_tier,
@@ -187,6 +189,19 @@ static json_t *cold_json(const struct engine_stats *s)
 	return list;
 }
 
+/* What went wrong with the file, whether anybody noticed or not. */
+static json_int_t disk_failures(void)
+{
+	return (json_int_t)(counter_get(CTR_swap_disk_write_errors) +
+			    counter_get(CTR_swap_disk_read_errors) +
+			    counter_get(CTR_engine_disk_errors) + counter_get(CTR_swap_disk_bad));
+}
+
+static json_int_t counted(enum counter c)
+{
+	return (json_int_t)counter_get(c);
+}
+
 json_t *memory_json(const struct machine *m)
 {
 	struct engine_stats s;
@@ -196,7 +211,8 @@ json_t *memory_json(const struct machine *m)
 		return json_null();
 	engine_stats(m->engine, &s);
 	swap_stats(m->swap, &pool);
-	return json_pack("{s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:o}",
+	return json_pack("{s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,"
+			 "s:I,s:o}",
 			 "limit_bytes", (json_int_t)s.limit_bytes,
 			 "wanted_bytes", (json_int_t)s.wanted_bytes,
 			 "present_bytes", bytes_of(s.present_pages),
@@ -205,6 +221,7 @@ json_t *memory_json(const struct machine *m)
 			 "packed_bytes", bytes_of(s.packed_pages),
 			 "delta_bytes", bytes_of(pool.delta_pages),
 			 "delta_saved_bytes", (json_int_t)pool.delta_saved_bytes,
+			 "delta_orphan_bytes", (json_int_t)pool.orphan_bytes,
 			 "pool_bytes", (json_int_t)s.tier_bytes,
 			 "pool_overhead_bytes", (json_int_t)(pool.hole_bytes + pool.table_bytes +
 							    pool.batch_bytes),
@@ -212,6 +229,9 @@ json_t *memory_json(const struct machine *m)
 			 "disk_live_bytes", (json_int_t)pool.disk_bytes,
 			 "disk_used_bytes", (json_int_t)pool.disk_used_bytes,
 			 "disk_size_bytes", (json_int_t)pool.disk_size_bytes,
+			 "disk_read_bytes", counted(CTR_swap_disk_read_bytes),
+			 "disk_written_bytes", counted(CTR_swap_spilled_bytes),
+			 "disk_failures", disk_failures(),
 			 "own_bytes", (json_int_t)s.own_bytes, "cold_bytes", cold_json(&s));
 }
 

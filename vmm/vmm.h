@@ -34,6 +34,7 @@
 #include <limits.h>
 
 #include "mm/mm.h"
+#include "mm/swap/swap.h"
 #include "virtio/virtio.h"
 
 #define VM_MAX_CPUS 16u
@@ -69,6 +70,8 @@ struct vm_config {
 	uint64_t memory_bytes;
 	uint64_t memory_limit_bytes; /* of host memory; 0: none. Changes while it runs */
 	uint64_t pool_cap_bytes;     /* of host memory, for packed pages; 0: none */
+	enum swap_delta pool_delta;  /* packed against similar pages, and how hard it tries */
+	unsigned pool_acceleration;  /* LZ4's; 0: the default */
 	struct vm_swap swap;
 	unsigned cpus;
 	char kernel[PATH_MAX];

@@ -28,7 +28,6 @@
 #include <xxhash.h>
 
 #define MAX_PAGES (RAM_MAX_BYTES >> PAGE_SHIFT)
-#define ACCELERATION_MAX 64
 #define ODD_MIX 0xff51afd7ed558ccdu /* any odd number does: a bijection */
 
 /* ---- create and destroy ------------------------------------------------------ */
@@ -73,9 +72,9 @@ static int check_config(const struct swap_config *cfg, struct err *e)
 	if (cfg->max_pages < 1 || cfg->max_pages > MAX_PAGES)
 		return err_set(e, -EINVAL, "swap: %" PRIu64 " pages asked, must be 1 to %" PRIu64,
 			       cfg->max_pages, (uint64_t)MAX_PAGES);
-	if (cfg->acceleration < 0 || cfg->acceleration > ACCELERATION_MAX)
+	if (cfg->acceleration < 0 || cfg->acceleration > SWAP_ACCELERATION_MAX)
 		return err_set(e, -EINVAL, "swap: acceleration %d asked, must be 1 to %d",
-			       cfg->acceleration, ACCELERATION_MAX);
+			       cfg->acceleration, SWAP_ACCELERATION_MAX);
 	if (cfg->delta > SWAP_DELTA_SMALL)
 		return err_set(e, -EINVAL, "swap: no such setting for deltas: %d", (int)cfg->delta);
 	if (!cfg->disk && segments_for(cfg, 0) < POOL_SEGMENTS_MIN)

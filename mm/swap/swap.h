@@ -79,6 +79,7 @@ enum swap_delta {
 #define SWAP_CAP_MIN_BYTES (2 * MiB + 64 * KiB) /* two segments and their tables */
 
 #define SWAP_DELTA_CAP_MIN_BYTES (8 * MiB)
+#define SWAP_ACCELERATION_MAX 64
 
 /* Where what is coldest goes: a file, or a block device. */
 struct swap_disk_config {
@@ -93,7 +94,8 @@ struct swap_config {
 	/* The most memory the pool may hold, its tables and a segment in reserve for
 	 * the cleaner included.  0: none but what max_pages unpacked would take. */
 	uint64_t cap_bytes;
-	int acceleration;    /* LZ4's: 1 (smallest) to 64 (fastest); 0: the default, 1 */
+	/* LZ4's, for pages packed alone: 1 (smallest) to SWAP_ACCELERATION_MAX; 0: the default, 1 */
+	int acceleration;
 	/* Off with a disk, and where the cap is below SWAP_DELTA_CAP_MIN_BYTES. */
 	enum swap_delta delta;
 	const struct mm_host *host; /* NULL: mm_host_linux */

@@ -90,6 +90,20 @@ static void press_button(struct fake *f)
 
 /* ---- control ---------------------------------------------------------------- */
 
+/* As after some work: deltas always, a swap file where the description has one. */
+static void add_tiers(const struct fake *f, json_t *engine)
+{
+	json_object_update_new(engine, json_pack("{s:I, s:I, s:I}", "delta_bytes", f->packed / 4,
+						 "delta_saved_bytes", f->packed / 64,
+						 "delta_orphan_bytes", f->packed / 1024));
+	if (json_object_get(f->config, "swap"))
+		json_object_update_new(engine, json_pack(
+			"{s:I, s:I, s:I, s:I, s:I, s:I, s:i}", "disk_bytes", (json_int_t)(310 * MiB),
+			"disk_live_bytes", (json_int_t)(80 * MiB), "disk_used_bytes", (json_int_t)(96 * MiB),
+			"disk_size_bytes", (json_int_t)GiB, "disk_read_bytes", (json_int_t)(12 * MiB),
+			"disk_written_bytes", (json_int_t)(400 * MiB), "disk_failures", 2));
+}
+
 static json_t *engine_status(struct fake *f)
 {
 	json_int_t take = f->wanted < (json_int_t)TAKEN_A_LOOK ? f->wanted : (json_int_t)TAKEN_A_LOOK;
@@ -104,6 +118,7 @@ static json_t *engine_status(struct fake *f)
 	if (!f->engine || mode_is(f, "lazy"))
 		take = 0;
 	f->wanted -= take;
+	add_tiers(f, o);
 	f->packed += take;
 	if (f->engine)
 		return o;

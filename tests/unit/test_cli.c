@@ -89,6 +89,10 @@ Test(cli, wrong_options_say_what_is_wrong)
 		{ "--limit 1M", "the least is 16 MiB" },
 		{ "--limit none", "'none' is not a size" },
 		{ "--pool-cap 15M", "the least is 16 MiB" },
+		{ "--pool-delta on", "--pool-delta: 'on' is none of: off, fast, small" },
+		{ "--pool-acceleration 0", "--pool-acceleration: '0': the least is 1" },
+		{ "--pool-acceleration 65", "--pool-acceleration: '65': the most is 64" },
+		{ "--pool-acceleration fast", "'fast' is not a number" },
 		{ "--cpus 0", "the least is 1" },
 		{ "--cpus 17", "the most is 16" },
 		{ "--cpus two", "'two' is not a number" },
@@ -324,6 +328,38 @@ Test(cli_spec, swap_is_described_as_given, .fini = remove_scratch)
 	json_decref(config);
 	opt_fini(&in, &run_args);
 	cr_assert_eq(chdir("/"), 0);
+}
+
+/* The description of a VM with these options. */
+static json_t *described(const char *options)
+{
+	const char *kernel = file("kernel", "k");
+	json_t *config = NULL;
+	struct err e = { "" };
+	char line[256];
+
+	snprintf(line, sizeof(line), "-k %s %s", kernel, options);
+	cr_assert_eq(parse_run(line, &e), 0, "%s", e.msg);
+	cr_assert_eq(spec_build(&run_args, &config, &e), 0, "%s", e.msg);
+	opt_fini(&in, &run_args);
+	return config;
+}
+
+Test(cli_spec, pool_settings_are_described_where_not_the_default, .fini = remove_scratch)
+{
+	json_t *config = described("--pool-delta small --pool-acceleration 64");
+	uint64_t n = 0;
+
+	cr_expect_str_eq(json_text(config, "pool_delta"), "small");
+	cr_expect(json_u64(config, "pool_acceleration", NULL, &n) && n == 64);
+	json_decref(config);
+	config = described("--pool-delta off");
+	cr_expect_str_eq(json_text(config, "pool_delta"), "off");
+	json_decref(config);
+	config = described("--pool-delta fast --pool-acceleration 1");
+	cr_expect_null(json_object_get(config, "pool_delta"));
+	cr_expect_null(json_object_get(config, "pool_acceleration"));
+	json_decref(config);
 }
 
 Test(cli_spec, wrong_descriptions_say_what_is_wrong, .fini = remove_scratch)

@@ -198,6 +198,29 @@ Test(config, swap_and_pool_cap_arrive)
 	cr_assert_str_eq(cfg.swap.path, "");
 }
 
+Test(config, pool_settings_arrive)
+{
+	good("\"pool_delta\":\"off\",\"pool_acceleration\":64");
+	cr_assert_eq(cfg.pool_delta, SWAP_DELTA_OFF);
+	cr_assert_eq(cfg.pool_acceleration, 64);
+	good("\"pool_delta\":\"fast\",\"pool_acceleration\":1");
+	cr_assert_eq(cfg.pool_delta, SWAP_DELTA_FAST);
+	good("\"pool_delta\":\"small\"");
+	cr_assert_eq(cfg.pool_delta, SWAP_DELTA_SMALL);
+	good("");
+	cr_assert_eq(cfg.pool_delta, SWAP_DELTA_DEFAULT);
+	cr_assert_eq(cfg.pool_acceleration, 0);
+}
+
+Test(config, pool_settings_wrong_refused_by_name)
+{
+	bad("\"pool_delta\":\"on\"", "pool_delta");
+	bad("\"pool_delta\":true", "pool_delta");
+	bad("\"pool_acceleration\":0", "pool_acceleration");
+	bad("\"pool_acceleration\":65", "pool_acceleration");
+	bad("\"pool_acceleration\":\"1\"", "pool_acceleration");
+}
+
 Test(config, swap_wrong_refused_by_name)
 {
 	bad("\"pool_cap_bytes\":16777215", "pool_cap_bytes");

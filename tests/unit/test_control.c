@@ -578,9 +578,31 @@ Test(control, limit_and_reclaim_of_wrong_kind_or_size_refused)
 	end();
 }
 
+/* A description cannot say these, so they must have come all the way to be refused. */
+Test(control, pool_settings_arrive_at_the_pool)
+{
+	int fd;
+
+	begin();
+	fd = join();
+	vmm.cfg.pool_acceleration = 65;
+	say(fd, "{\"v\":1,\"id\":7,\"cmd\":\"limit\",\"limit_bytes\":33554432}\n");
+	hear_error(fd, 7, "acceleration 65");
+	vmm.cfg.pool_acceleration = 64;
+	vmm.cfg.pool_delta = SWAP_DELTA_SMALL + 1;
+	say(fd, "{\"v\":1,\"id\":8,\"cmd\":\"limit\",\"limit_bytes\":33554432}\n");
+	hear_error(fd, 8, "no such setting for deltas");
+	close(fd);
+	end();
+}
+
 /* With the right to use userfaultfd, which the tests of the engine skip without. */
 Test(control, limit_makes_an_engine_that_status_tells_of)
 {
+	static const char *const keys[] = {
+		"packed_bytes", "delta_bytes", "delta_saved_bytes", "delta_orphan_bytes", "disk_bytes",
+		"disk_size_bytes", "disk_read_bytes", "disk_written_bytes", "disk_failures",
+	};
 	json_t *r;
 	const json_t *g;
 	int fd;
@@ -599,7 +621,8 @@ Test(control, limit_makes_an_engine_that_status_tells_of)
 	r = hear_ok(fd, 9);
 	g = json_object_get(r, "engine");
 	cr_assert_eq(json_integer_value(json_object_get(g, "limit_bytes")), 32 * MiB);
-	cr_assert(json_is_integer(json_object_get(g, "packed_bytes")));
+	for (size_t i = 0; i < ARRAY_LEN(keys); i++)
+		cr_assert(json_is_integer(json_object_get(g, keys[i])), "%s", keys[i]);
 	cr_assert_eq(json_array_size(json_object_get(g, "cold_bytes")), 6);
 	json_decref(r);
 	close(fd);
