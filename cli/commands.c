@@ -124,7 +124,7 @@ static const struct opt run_opts[] = {
 	  RUN_AT(pool_delta),
 	  .help = "whether a page is packed against a similar one: `fast`: where that is found quickly, for "
 		  "a tenth less memory; `small`: a fifth less, and several times the processor time for a "
-		  "page that leaves; `off`" },
+		  "page that leaves; `off`. What goes to --swap is packed alone" },
 	{ .name = "pool-acceleration", .type = OPT_UINT, .arg = "N", .def = "1", .min = 1,
 	  .max = SWAP_ACCELERATION_MAX, RUN_AT(pool_acceleration),
 	  .help = "LZ4's for pages packed alone: 1 packs smallest, 64 fastest" },

@@ -31,10 +31,10 @@
  * A base is never made plain in place, since a reader may be between its tag and its
  * row; only its copy is, when the cleaner moves it.
  *
- * What it may hold.  Bases and orphans together take half of the pool at most
- * (bases_most_bytes): beyond it no new bases are made.  For a tier below this one:
- * bases that deltas need (delta_needs()) stay in memory, so half of the pool can
- * always go.  Orphans are an eighth of the pool, or no new base is made either.
+ * What it may hold.  Bases and orphans together take half of the pool at most, or with
+ * a disk a quarter (bases_most_bytes): beyond it no new bases are made.  Bases that
+ * deltas need stay in memory when pages go down, so the rest of the pool can always go.
+ * Orphans are a quarter of that share, or no new base is made either.
  *
  * Threads: rows are made, held and moved by the put thread; base_read and the puts of
  * a row from any.
@@ -48,7 +48,7 @@
 #include <errno.h>
 #include <lz4.h>
 
-#define ORPHANS_SHARE 8 /* of the pool */
+#define ORPHANS_SHARE 4 /* of what bases may take */
 
 /* ---- rows ---------------------------------------------------------------------- */
 
@@ -104,8 +104,7 @@ void base_row_put(struct delta *d, uint32_t row)
 	row_free(d, row);
 }
 
-/* One count more.  False: it is at 0, and being freed.  Put thread. */
-static bool row_hold(struct delta *d, uint32_t row)
+bool base_row_hold(struct delta *d, uint32_t row)
 {
 	_Atomic uint32_t *refs = &d->rows[row].refs;
 	uint32_t n = atomic_load_explicit(refs, memory_order_relaxed);
@@ -199,7 +198,7 @@ static bool may_make_base(const struct delta *d, const struct packed *k)
 	uint64_t more = atomic_load(&d->base_bytes) + pool_object_bytes(k->bytes);
 
 	return more <= d->bases_most_bytes &&
-	       atomic_load(&d->orphan_bytes) <= d->bases_most_bytes * BASES_SHARE / ORPHANS_SHARE;
+	       atomic_load(&d->orphan_bytes) <= d->bases_most_bytes / ORPHANS_SHARE;
 }
 
 /* The row of the plain object, with a count for its owner and one for the caller; or
@@ -231,7 +230,7 @@ uint32_t base_hold(struct delta *d, swap_ref_t ref, const struct packed *k)
 {
 	uint32_t row = k->state == OBJECT_LIVE ? make_base(d, ref, k) : k->owner;
 
-	if (k->state != OBJECT_LIVE && !row_hold(d, row))
+	if (k->state != OBJECT_LIVE && !base_row_hold(d, row))
 		row = ROW_NONE;
 	if (row == ROW_NONE)
 		counter_inc(CTR_swap_delta_no_base);
@@ -254,7 +253,7 @@ bool delta_move_begin(struct delta *d, struct packed *k, uint32_t *row)
 	if (!base_has_row(k))
 		return true;
 	*row = k->owner;
-	if (!base_row_exists(d, *row) || !row_hold(d, *row))
+	if (!base_row_exists(d, *row) || !base_row_hold(d, *row))
 		return false;
 	if (k->state == OBJECT_BASE && atomic_load(&d->rows[*row].refs) == 2) {
 		/* its owner's and ours: no delta, and nobody but us could add one */
@@ -279,10 +278,19 @@ void delta_move_end(struct delta *d, const struct packed *k, uint32_t row, swap_
 	base_row_put(d, row);
 }
 
-bool delta_needs(const struct delta *d, const struct packed *k)
+/* A base's one count is its owner's, and only we could add to it. */
+bool delta_lets_go(const struct delta *d, struct packed *k)
 {
-	return k->state == OBJECT_ORPHAN ||
-	       (k->state == OBJECT_BASE && atomic_load(&d->rows[k->owner].refs) > 1);
+	if (k->is_delta)
+		return false;
+	if (k->state == OBJECT_LIVE)
+		return true;
+	if (k->state != OBJECT_BASE || !base_row_exists(d, k->owner) ||
+	    atomic_load(&d->rows[k->owner].refs) > 1)
+		return false;
+	k->owner = d->rows[k->owner].owner;
+	k->state = OBJECT_LIVE;
+	return true;
 }
 
 /* ---- verify ----------------------------------------------------------------------- */

@@ -255,8 +255,11 @@ void pool_uncarry(struct pool *p, uint32_t segment);
 /* The next live object from *unit on: 1, and *unit behind it; 0: no more; -EIO. */
 int pool_next(struct pool *p, uint32_t segment, uint32_t *unit, swap_ref_t *ref,
 	      struct packed *out);
-/* Appends the object again and gives it to `move`: 0, or -ENOSPC. */
+/* Appends the object again, as something hot, and gives it to `move`: 0, or -ENOSPC
+ * where only the cleaner's reserve is left. */
 int pool_forward(struct pool *p, swap_ref_t ref, const struct pool_cleaning *c);
+/* True where the segment the ref names is being carried. */
+bool pool_is_leaving(const struct pool *p, swap_ref_t ref);
 /* It is not to be the coldest any more. */
 void pool_touch(struct pool *p, uint32_t segment);
 void pool_verify(const struct pool *p);
@@ -306,7 +309,10 @@ unsigned similar_find(const struct similar *m, const struct features *f, uint64_
 /* ---- delta.c: pages packed against another ------------------------------------ */
 
 #define ROW_NONE UINT32_MAX
-#define BASES_SHARE 2 /* of the pool, for bases with their orphans */
+/* Of the pool, for bases with their orphans.  With a disk less, since these stay when
+ * pages have to go down. */
+#define BASES_SHARE 2
+#define BASES_SHARE_DISK 4
 
 struct base_row {
 	_Atomic uint64_t ref; /* changed by the put thread, which holds the row then */
@@ -363,16 +369,17 @@ void delta_offer(struct delta *d, swap_ref_t ref);
 int delta_get(const struct delta *d, const struct packed *k, void *page);
 /* Its owner drops the object at ref, delta or base or neither.  Any thread. */
 void delta_drop(struct delta *d, swap_ref_t ref);
-/* The head of a sound delta.  For who drops deltas whose data is not in the pool:
- * keeps the head, and says when the delta is gone.  Any thread. */
-bool delta_head_of(const struct delta *d, const struct packed *k, struct delta_head *h);
-void delta_gone(struct delta *d, const struct delta_head *h);
+/* As delta_get(), for who does not have the object and only keeps its segment: its owner
+ * may drop it meanwhile, which is -EIO too.  Put thread. */
+int delta_peek(struct delta *d, const struct packed *k, void *page);
 
 /* ---- base.c: what deltas are packed against --------------------------------- */
 
 bool base_has_row(const struct packed *k);
 /* A damaged tag passes its own check one time in 256: is there such a row? */
 bool base_row_exists(const struct delta *d, uint32_t row);
+/* One count more.  False: it is at 0, and being freed.  Put thread. */
+bool base_row_hold(struct delta *d, uint32_t row);
 /* One count less, that of a delta or of who holds it; the last retires the object,
  * which nobody owns any more.  Any thread. */
 void base_row_put(struct delta *d, uint32_t row);
@@ -399,8 +406,9 @@ uint32_t delta_owner(const struct delta *d, const struct packed *k);
 bool delta_move_begin(struct delta *d, struct packed *k, uint32_t *row);
 /* It is at `to` now (v 0: it is not, after all). */
 void delta_move_end(struct delta *d, const struct packed *k, uint32_t row, swap_ref_t to);
-/* True where deltas need the object: it must stay in memory. */
-bool delta_needs(const struct delta *d, const struct packed *k);
+/* May the object go where no delta finds it?  Then *k is plain, and its owner's.  Not
+ * where deltas need it; nor a delta, which needs its base.  Put thread. */
+bool delta_lets_go(const struct delta *d, struct packed *k);
 /* Panics unless rows, objects and counts agree; when nobody else uses it. */
 void delta_verify(const struct delta *d);
 
@@ -555,7 +563,9 @@ struct spill {
 	uint32_t leaving;     /* segments of the pool gathered, and not yet written */
 	uint64_t epoch_ns;    /* began then */
 	uint64_t pressed_ns;  /* when something had to go down last */
+	bool is_stuck;        /* something had to stay that left holes around it */
 	_Atomic bool is_warm; /* the memory was touched since it was given back */
+	uint8_t page[PAGE_BYTES]; /* of a delta that leaves */
 };
 
 int spill_init(struct swap *s, struct err *e);
@@ -593,13 +603,8 @@ struct swap_read {
 /* As the tier's. */
 int swap_unpack(const struct swap *s, swap_ref_t ref, const struct swap_read *r, void *page);
 int swap_arrived(struct swap *s, const struct mm_extent *of, void *raw);
-
-/* May the packed object leave memory?  A swap with a disk has no deltas, so what looks
- * like one, or like a base, is damaged: it stays, for its owner's fault to find. */
-static inline bool swap_may_spill(const struct swap *s, const struct packed *k)
-{
-	VERIFY(!s->delta);
-	return k->state == OBJECT_LIVE && !k->is_delta;
-}
+/* The page by itself in *k, whose data is `page` where it does not pack, else the put
+ * thread's buffer. */
+void swap_pack_alone(struct swap *s, const void *page, struct packed *k);
 
 #endif

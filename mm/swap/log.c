@@ -604,10 +604,9 @@ static bool owner_agrees(const struct pool_cleaning *c, const struct packed *k, 
 
 /* -ENOSPC, or 0: moved, or not wanted any more.  Where the owner says so before it
  * drops the object, that stays where it is until it does. */
-static int move_object(struct pool *p, swap_ref_t from, const struct pool_cleaning *c)
+static int move_object(struct pool *p, swap_ref_t from, const struct appending *how,
+		       const struct pool_cleaning *c)
 {
-	const struct appending how = { .stream = POOL_COLD,
-				       .stamp = p->segments[ref_segment(from)].stamp };
 	struct packed src;
 	swap_ref_t to;
 	uint32_t row;
@@ -615,7 +614,7 @@ static int move_object(struct pool *p, swap_ref_t from, const struct pool_cleani
 
 	if (pool_find(p, from, &src) || !delta_move_begin(c->delta, &src, &row))
 		return 0; /* dropped just now */
-	rc = append(p, &src, &how, &to);
+	rc = append(p, &src, how, &to);
 	if (!rc && owner_agrees(c, &src, from, to)) {
 		counter_add(CTR_swap_cleaned_bytes, units_of(src.bytes) * UNIT_BYTES);
 		delta_move_end(c->delta, &src, row, to);
@@ -636,6 +635,7 @@ static int empty_segment(struct pool *p, uint32_t i, const struct pool_cleaning 
 			 uint64_t *left_bytes)
 {
 	struct segment *s = &p->segments[i];
+	const struct appending how = { .stream = POOL_COLD, .stamp = s->stamp };
 	uint32_t unit = 0, units;
 	int rc = 0;
 
@@ -654,7 +654,7 @@ static int empty_segment(struct pool *p, uint32_t i, const struct pool_cleaning 
 		if (*left_bytes < units * UNIT_BYTES)
 			return -EAGAIN;
 		*left_bytes -= units * UNIT_BYTES;
-		rc = move_object(p, ref_make(i, unit), c);
+		rc = move_object(p, ref_make(i, unit), &how, c);
 	}
 	return rc;
 }
@@ -807,7 +807,13 @@ int pool_next(struct pool *p, uint32_t i, uint32_t *unit, swap_ref_t *ref, struc
 
 int pool_forward(struct pool *p, swap_ref_t ref, const struct pool_cleaning *c)
 {
-	return move_object(p, ref, c);
+	return move_object(p, ref, &(struct appending){ .stream = POOL_HOT, .reserve_segments = 1 },
+			   c);
+}
+
+bool pool_is_leaving(const struct pool *p, swap_ref_t ref)
+{
+	return p->segments[ref_segment(ref)].carried > 0;
 }
 
 void pool_touch(struct pool *p, uint32_t i)

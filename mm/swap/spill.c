@@ -24,8 +24,10 @@
  * could be emptied, reused, and have another page of the same owner at the same ref:
  * the move would succeed, and the old bytes be taken for the new.
  *
- * What goes down is plain, and needs nothing that is in memory: a swap with a disk has no
- * deltas (swap_may_spill()).
+ * What goes down is plain, and needs nothing that is in memory (as_it_goes()).  A delta
+ * is packed by itself again.  A base that deltas need stays: it goes on in the pool as
+ * something hot, until they have gone before it.  Where there is no room for that it
+ * stays where it is, and the cleaner closes the holes around it (unstick()).
  *
  * A write that fails loses nothing: its batch is forgotten, its disk segment is never
  * used again, and the pool's segments are the coldest still.
@@ -151,7 +153,6 @@ static void hand_over(struct swap *s, const struct batch *b, const struct carrie
 	swap_ref_t to = { REF_DISK | (uint64_t)b->segment << REF_UNIT_BITS |
 			  (c->unit_and_size & (SEGMENT_UNITS - 1)) |
 			  (uint64_t)(c->unit_and_size >> REF_UNIT_BITS) << REF_SIZE_SHIFT };
-	uint32_t row;
 
 	if (!move(s, c->owner, c->from, to)) {
 		counter_inc(CTR_swap_move_refused);
@@ -161,7 +162,7 @@ static void hand_over(struct swap *s, const struct batch *b, const struct carrie
 		disk_drop(&s->disk, c->from);
 	} else {
 		counter_inc(CTR_swap_spilled);
-		VERIFY(!pool_drop(&s->pool, c->from, &row)); /* is no base */
+		swap_drop(s, c->from);
 	}
 }
 
@@ -316,7 +317,23 @@ static void keep(struct swap *s, swap_ref_t ref)
 					 .delta = s->delta };
 
 	pool_touch(&s->pool, s->spill.source);
-	(void)pool_forward(&s->pool, ref, &c); /* no room: it stays where it is */
+	if (pool_forward(&s->pool, ref, &c))
+		s->spill.is_stuck = true;
+}
+
+/* Makes of it what can go: plain, and by itself.  False: it must stay, since deltas need
+ * it, or since it is damaged, which is for its owner's fault to find. */
+static bool as_it_goes(struct swap *s, struct packed *k)
+{
+	if (!s->delta)
+		return k->state == OBJECT_LIVE && !k->is_delta;
+	if (!k->is_delta)
+		return delta_lets_go(s->delta, k);
+	if (k->state != OBJECT_LIVE || delta_peek(s->delta, k, s->spill.page))
+		return false;
+	swap_pack_alone(s, s->spill.page, k);
+	counter_inc(CTR_swap_delta_undone);
+	return true;
 }
 
 /* The rest of the source.  0: all of it; -EAGAIN: no batch for more, or enough is
@@ -333,7 +350,7 @@ static int gather_source(struct swap *s, const struct gathering *g)
 		rc = pool_next(&s->pool, sp->source, &unit, &l.from, &l.k);
 		if (rc <= 0)
 			return rc;
-		if (!swap_may_spill(s, &l.k)) {
+		if (!as_it_goes(s, &l.k)) {
 			keep(s, l.from);
 			sp->source_unit = unit;
 			continue;
@@ -611,6 +628,16 @@ void swap_tidy(struct swap *s)
 	give_back(s);
 }
 
+/* Closes the holes around what had to stay, once those have been written.  True where
+ * that gave something back. */
+static bool unstick(struct swap *s)
+{
+	if (!s->spill.is_stuck || swap_clean(s, 0, SEGMENT_BYTES) <= 0)
+		return false;
+	s->spill.is_stuck = false;
+	return true;
+}
+
 /* Gets so many segments of the pool going, and waits for something to end. */
 static bool press(struct swap *s, uint64_t segments)
 {
@@ -621,7 +648,7 @@ static bool press(struct swap *s, uint64_t segments)
 		g.segments = s->pool.segments_max;
 	gather(s, &g);
 	clean_disk(s);
-	return reap(s, WAIT_FOR_ONE);
+	return unstick(s) || reap(s, WAIT_FOR_ONE);
 }
 
 /* Each turn ends a write or a read.  More of them than this are cleaning that does not
@@ -657,17 +684,18 @@ uint64_t swap_spill(struct swap *s, uint64_t bytes)
 {
 	uint64_t before = pool_held(s) + spill_held_bytes(s), after;
 	uint64_t turns = turns_for(bytes / SEGMENT_BYTES), began = pool_held(s);
-	bool all_closed = false;
+	uint64_t pages, closed_at = UINT64_MAX; /* in the pool when all of it was closed last */
 
 	while (pool_held(s) + bytes > began && turns--) {
 		uint64_t left = pool_held(s) + bytes - began;
 
 		if (press(s, (left + SEGMENT_BYTES - 1) / SEGMENT_BYTES))
 			continue;
-		if (all_closed)
-			break;
+		pages = atomic_load(&s->pool.pages);
+		if (pages >= closed_at)
+			break; /* nothing has gone since: nor has what others needed */
 		pool_close_all(&s->pool);
-		all_closed = true;
+		closed_at = pages;
 	}
 	while (reap(s, WAIT_FOR_ONE))
 		;

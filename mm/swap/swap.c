@@ -191,19 +191,34 @@ static int put_alone(struct swap *s, struct packed *k, const void *page, swap_re
 	}
 	k->sum = swap_checksum(k);
 	rc = pool_append(&s->pool, k, is_raw ? POOL_RAW : POOL_HOT, ref);
-	if (!rc && s->delta)
+	if (!rc && s->delta && !is_raw) /* those do not stay long */
 		delta_offer(s->delta, *ref);
 	return rc;
 }
 
-static int put_packed(struct swap *s, uint64_t owner, const void *page, swap_ref_t *ref)
+/* Into s->out: the bytes, or 0 where it does not pack. */
+static uint32_t pack(struct swap *s, const void *page)
 {
-	struct packed k = { .owner = (uint32_t)owner, .data = s->out };
 	int n = LZ4_compress_fast_extState(s->lz4_state, page, (char *)s->out, (int)PAGE_BYTES,
 					   (int)sizeof(s->out), s->cfg.acceleration);
+
+	return n > 0 ? (uint32_t)n : 0;
+}
+
+void swap_pack_alone(struct swap *s, const void *page, struct packed *k)
+{
+	k->bytes = pack(s, page);
+	k->data = k->bytes ? s->out : page;
+	k->bytes = k->bytes ? k->bytes : OBJECT_BYTES_MAX;
+	k->is_delta = false;
+	k->sum = swap_checksum(k);
+}
+
+static int put_packed(struct swap *s, uint64_t owner, const void *page, swap_ref_t *ref)
+{
+	struct packed k = { .owner = (uint32_t)owner, .data = s->out, .bytes = pack(s, page) };
 	int rc;
 
-	k.bytes = n > 0 ? (uint32_t)n : 0;
 	rc = s->delta ? delta_put(s->delta, &k, page, ref) : -ENOENT;
 	if (rc == -ENOENT)
 		rc = put_alone(s, &k, page, ref);

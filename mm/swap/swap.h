@@ -63,9 +63,8 @@ typedef struct { uint64_t v; } swap_ref_t;
  * swap_drop(from), before it says false. */
 typedef bool swap_move_fn(void *ctx, uint64_t owner, swap_ref_t from, swap_ref_t to);
 
-/* Pages packed against a similar page: see delta.c for what each gains and costs.  A swap
- * with a disk has none, whatever is asked for: a base must stay in memory while deltas
- * need it, and a delta on disk would have to leave its head there.  (To be done.) */
+/* Pages packed against a similar page: see delta.c for what each gains and costs.  They
+ * are for the pool: what goes to disk is packed by itself again. */
 enum swap_delta {
 	/* SWAP_DELTA_FAST: a tenth less memory for 1.7 times the CPU time a page that
 	 * leaves takes, which the reclaimer spends, beside the guest.  With SMALL it is
@@ -79,6 +78,7 @@ enum swap_delta {
 #define SWAP_CAP_MIN_BYTES (2 * MiB + 64 * KiB) /* two segments and their tables */
 
 #define SWAP_DELTA_CAP_MIN_BYTES (8 * MiB)
+#define SWAP_DELTA_CAP_MIN_DISK_BYTES (16 * MiB)
 #define SWAP_ACCELERATION_MAX 64
 
 /* Where what is coldest goes: a file, or a block device. */
@@ -96,7 +96,7 @@ struct swap_config {
 	uint64_t cap_bytes;
 	/* LZ4's, for pages packed alone: 1 (smallest) to SWAP_ACCELERATION_MAX; 0: the default, 1 */
 	int acceleration;
-	/* Off with a disk, and where the cap is below SWAP_DELTA_CAP_MIN_BYTES. */
+	/* Off where the cap is below SWAP_DELTA_CAP_MIN_BYTES, or with a disk _DISK_BYTES. */
 	enum swap_delta delta;
 	const struct mm_host *host; /* NULL: mm_host_linux */
 	swap_move_fn *move; /* needed by swap_clean() */

@@ -24,10 +24,28 @@
 
 /* ---- pages ------------------------------------------------------------------- */
 
+static unsigned families; /* 0: no two pages are alike */
+
+/* Some words of it are its own, where pages are alike. */
+static void make_differ(struct page *page, uint64_t seed)
+{
+	uint64_t state = seed;
+
+	for (unsigned i = 0; i < 24; i++) {
+		uint64_t v = mix(&state);
+
+		memcpy(page->b + v % (PAGE_BYTES / sizeof(v)) * sizeof(v), &v, sizeof(v));
+	}
+}
+
 /* The page a seed stands for: `noise` bytes of it random, the rest repeats. */
 static void make_page(struct page *page, uint64_t seed, size_t noise)
 {
-	packable(page, seed, noise);
+	bool alike = families && noise && noise != RAW_NOISE;
+
+	packable(page, alike ? seed % families : seed, noise);
+	if (alike)
+		make_differ(page, seed);
 }
 
 /* ---- a host that counts, and fails on request -------------------------------- */
@@ -559,23 +577,173 @@ Test(disk, disk_byte_damaged_eio)
 	damage(ENCRYPTED);
 }
 
-/* ---- no deltas ----------------------------------------------------------------- */
+/* ---- deltas ---------------------------------------------------------------------- */
 
-Test(disk, disk_swap_has_no_deltas_whatever_is_asked)
+static struct object *object_in_pool(unsigned owner)
 {
-	uint64_t tables = 0;
+	uint64_t unit = sh->ref[owner].v & ~REF_PACKED;
 
-	for (delta_asked = SWAP_DELTA_OFF; delta_asked <= SWAP_DELTA_SMALL; delta_asked++) {
-		begin(PLAIN);
-		for (unsigned i = 0; i < 1000; i++) /* as similar as can be */
-			cr_assert_eq(put(i, 7, 1500), 0);
+	return (struct object *)(void *)(sh->s->pool.base + unit * UNIT_BYTES);
+}
+
+static void begin_alike(enum secrecy how)
+{
+	families = 24;
+	begin(how);
+}
+
+static void put_alike(unsigned from, unsigned n)
+{
+	put_many(from, n, 1500);
+	cr_assert_gt(stats().delta_pages, n / 2);
+}
+
+static void deltas_down_and_back(enum secrecy how)
+{
+	uint64_t undone = counter_get(CTR_swap_delta_undone), deltas;
+
+	begin_alike(how);
+	put_alike(0, 4000);
+	deltas = stats().delta_pages;
+	check_all();
+	spill_all();
+	cr_assert_eq(on_disk(), 4000);
+	cr_assert_geq(counter_get(CTR_swap_delta_undone), undone + deltas);
+	cr_assert_eq(stats().delta_pages + stats().orphan_bytes, 0);
+	cr_assert_eq(stats().held_bytes, stats().table_bytes, "no base stays behind");
+	check_all();
+	end();
+}
+
+Test(disk, disk_deltas_go_down_by_themselves)
+{
+	deltas_down_and_back(PLAIN);
+	deltas_down_and_back(ENCRYPTED);
+}
+
+Test(disk, disk_deltas_switched_off_or_small_cap_none_made)
+{
+	families = 24;
+	choose_path();
+	for (unsigned i = 0; i < 2; i++) {
+		delta_asked = i ? SWAP_DELTA_FAST : SWAP_DELTA_OFF;
+		cr_assert_eq(try_create(i ? CAP - 1 : CAP), 0);
+		put_many(0, 1000, 1500);
 		cr_assert_eq(stats().delta_pages + stats().orphan_bytes, 0);
-		tables = tables ? tables : stats().table_bytes;
-		cr_assert_eq(stats().table_bytes, tables);
-		spill_all();
-		check_all();
-		end();
+		cr_assert_null(sh->s->delta);
+		destroy();
 	}
+	forget_path();
+}
+
+/* A segment of bases, which is the coldest, and some of their deltas. */
+static void put_bases_and_deltas(void)
+{
+	begin_alike(PLAIN);
+	families = 600;
+	put_many(0, 600, 1500);
+	put_alike(1000, 5000);
+}
+
+static unsigned bases_in_pool(void)
+{
+	unsigned n = 0;
+
+	for (unsigned i = 0; i < 600; i++)
+		n += ref_is_packed(sh->ref[i]);
+	return n;
+}
+
+Test(disk, disk_base_stays_until_its_deltas_have_gone)
+{
+	put_bases_and_deltas();
+	swap_spill(sh->s, MiB / 2);
+	cr_assert_gt(on_disk(), 500, "%u", on_disk());
+	cr_assert_gt(stats().delta_pages, 1000);
+	cr_assert_gt(bases_in_pool(), 550, "%u", bases_in_pool());
+	check_all();
+	spill_all();
+	cr_assert_eq(bases_in_pool(), 0);
+	check_all();
+	end();
+}
+
+Test(disk, disk_orphan_stays_until_its_deltas_have_gone)
+{
+	put_bases_and_deltas();
+	for (unsigned i = 0; i < 600; i++)
+		drop(i);
+	cr_assert_gt(stats().orphan_bytes, 500 * KiB);
+	swap_spill(sh->s, MiB / 2);
+	cr_assert_gt(stats().delta_pages, 1000);
+	cr_assert_gt(stats().orphan_bytes, 500 * KiB);
+	check_all();
+	spill_all();
+	cr_assert_eq(stats().orphan_bytes, 0);
+	check_all();
+	end();
+}
+
+/* Else its page would be on disk, and its object in memory nevertheless. */
+Test(disk, disk_page_on_its_way_down_made_no_base)
+{
+	uint32_t segment;
+
+	begin_alike(PLAIN);
+	families = 1;
+	put_many(0, 1, 1500);
+	segment = sh->s->pool.open[POOL_HOT];
+	cr_assert(pool_carry(&sh->s->pool, segment));
+	put_many(1, 1, 1500);
+	cr_assert_eq(stats().delta_pages, 0);
+	pool_uncarry(&sh->s->pool, segment);
+	put_many(2, 1, 1500);
+	cr_assert_eq(stats().delta_pages, 1);
+	check_all();
+	end();
+}
+
+Test(disk, disk_bases_leave_room_for_what_is_asked)
+{
+	uint64_t most;
+
+	begin_alike(PLAIN);
+	families = 3000;
+	for (unsigned i = 0; i < PAGES; i++) {
+		swap_room(sh->s, 100);
+		cr_assert_eq(put(i, i, 1500), 0);
+	}
+	most = sh->s->pool.segments_max * SEGMENT_BYTES / BASES_SHARE_DISK;
+	cr_assert_leq(sh->s->delta->base_bytes, most);
+	cr_assert_gt(sh->s->delta->base_bytes, most / 2, "bases enough for the test");
+	cr_assert_eq(swap_room(sh->s, 800), 800);
+	check_all();
+	end();
+}
+
+static void damage_delta(unsigned byte)
+{
+	struct page page;
+
+	begin_alike(PLAIN);
+	put_alike(0, 1000);
+	((uint8_t *)object_in_pool(500))[byte] ^= 0x10;
+	swap_spill(sh->s, UINT64_MAX / 2);
+	cr_assert(ref_is_packed(sh->ref[500]));
+	cr_assert_eq(read_page(500, &page), -EIO);
+	for (unsigned i = 0; i < 1000; i++)
+		if (i != 500)
+			check_page(i);
+	cr_assert_geq(on_disk(), 998, "all but it and its base");
+	destroy();
+	forget_path();
+}
+
+Test(disk, disk_damaged_delta_not_spilled)
+{
+	damage_delta(8);  /* its sum */
+	damage_delta(17); /* its row */
+	damage_delta(40); /* its data */
 }
 
 static uint64_t odd_tag(unsigned owner, uint32_t bytes, bool is_delta)
@@ -603,13 +771,6 @@ Test(disk, disk_object_that_passes_for_delta_or_base_eio)
 	}
 	cr_assert_eq(read_page(12, &page), 0);
 	end();
-}
-
-static struct object *object_in_pool(unsigned owner)
-{
-	uint64_t unit = sh->ref[owner].v & ~REF_PACKED;
-
-	return (struct object *)(void *)(sh->s->pool.base + unit * UNIT_BYTES);
 }
 
 Test(disk, disk_object_that_passes_for_delta_or_base_not_spilled)
@@ -1030,7 +1191,7 @@ static void check_all_without_faults(void)
 	calls = made;
 }
 
-Test(disk, disk_any_call_fails_error_or_every_page_kept)
+static void any_call_fails(void)
 {
 	unsigned n, ended = 0;
 
@@ -1053,6 +1214,18 @@ Test(disk, disk_any_call_fails_error_or_every_page_kept)
 	fprintf(stderr, "test_disk: %u calls\n", n);
 	cr_assert_gt(n, 30, "%u calls could fail", n);
 	forget_path();
+}
+
+Test(disk, disk_any_call_fails_error_or_every_page_kept)
+{
+	any_call_fails();
+}
+
+Test(disk, disk_any_call_fails_with_deltas_error_or_every_page_kept)
+{
+	families = 300;
+	any_call_fails();
+	cr_assert_gt(counter_get(CTR_swap_delta_undone), 1000);
 }
 
 /* ---- what the file may be --------------------------------------------------------------- */
@@ -1299,6 +1472,28 @@ Test(disk, disk_random_operations_encrypted_equal_to_shadow)
 	random_run(ENCRYPTED);
 }
 
+static void random_run_alike(enum secrecy how, unsigned n)
+{
+	uint64_t undone = counter_get(CTR_swap_delta_undone);
+
+	families = n;
+	random_run(how);
+	cr_assert_gt(counter_get(CTR_swap_delta_undone), undone + 1000);
+	fprintf(stderr, "test_disk: %" PRIu64 " deltas, %" PRIu64 " undone, %" PRIu64 " orphans\n",
+		counter_get(CTR_swap_delta_puts), counter_get(CTR_swap_delta_undone),
+		counter_get(CTR_swap_orphans));
+}
+
+Test(disk, disk_random_operations_with_deltas_equal_to_shadow)
+{
+	random_run_alike(PLAIN, 400);
+}
+
+Test(disk, disk_random_operations_with_deltas_encrypted_equal_to_shadow)
+{
+	random_run_alike(ENCRYPTED, 40);
+}
+
 /* ---- many threads ------------------------------------------------------------------------- */
 
 #define OWNERS 6000u
@@ -1450,7 +1645,7 @@ static void crowd_reclaim(struct crowd *w, uint64_t until_ns)
 	}
 }
 
-Test(disk, disk_many_threads_content_and_books_right)
+static void crowd_run(void)
 {
 	uint64_t seconds = env_number("BRIM_DISK_SECONDS", 4);
 	struct crowd *w = calloc(1, sizeof(*w));
@@ -1485,4 +1680,20 @@ Test(disk, disk_many_threads_content_and_books_right)
 	swap_destroy(&w->s);
 	free(w);
 	forget_path();
+}
+
+Test(disk, disk_many_threads_content_and_books_right)
+{
+	crowd_run();
+}
+
+Test(disk, disk_many_threads_with_deltas_content_and_books_right)
+{
+	families = 300;
+	crowd_run();
+	cr_assert_gt(counter_get(CTR_swap_delta_undone), 100);
+	cr_assert_gt(counter_get(CTR_swap_orphans), 100);
+	fprintf(stderr, "test_disk: %" PRIu64 " deltas, %" PRIu64 " undone, %" PRIu64 " orphans\n",
+		counter_get(CTR_swap_delta_puts), counter_get(CTR_swap_delta_undone),
+		counter_get(CTR_swap_orphans));
 }

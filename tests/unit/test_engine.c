@@ -416,22 +416,22 @@ Test(engine, untouched_memory_written_in_order_is_memory_at_once)
 	uint64_t faults, written;
 	long own;
 
-	cr_assert_eq(box_open(&b, MANUAL), 0);
+	open_box(&b);
 	fill_first(&b, 8);
-	push_out(&b, 8);
+	box_push_out(&b, 8);
 	faults = counter_get(CTR_engine_faults_untouched);
 	written = counter_get(CTR_engine_untouched_written);
 	own = own_faults();
 	for (uint64_t i = 16; i < CHUNK_PAGES; i++)
-		at(&b, i)[i % PAGE_BYTES] = 1;
+		box_at(&b, i)[i % PAGE_BYTES] = 1;
 	cr_assert_leq(own_faults() - own, 64);
-	settle(&b);
+	box_settle(&b);
 	faults = counter_get(CTR_engine_faults_untouched) - faults;
 	cr_assert_leq(faults, 32);
 	cr_assert_eq(counter_get(CTR_engine_untouched_written) - written, faults);
 	for (uint64_t i = 16; i < CHUNK_PAGES; i++)
 		for (uint64_t k = 0; k < PAGE_BYTES; k++)
-			cr_assert_eq(at(&b, i)[k], k == i % PAGE_BYTES);
+			cr_assert_eq(box_at(&b, i)[k], k == i % PAGE_BYTES);
 	box_close(&b);
 }
 
@@ -440,16 +440,16 @@ Test(engine, filled_page_written_to_is_memory_at_once)
 	static struct box b;
 	uint64_t written = counter_get(CTR_engine_untouched_written);
 
-	cr_assert_eq(box_open(&b, MANUAL), 0);
+	open_box(&b);
 	for (uint64_t i = 0; i < 64; i++)
-		memset(at(&b, i), 0, PAGE_BYTES);
-	push_out(&b, 64);
+		memset(box_at(&b, i), 0, PAGE_BYTES);
+	box_push_out(&b, 64);
 	cr_assert_eq(stats(&b).filled_pages, 64);
 	for (uint64_t i = 0; i < 64; i += 7)
-		at(&b, 63 - i)[9] = 3; /* falling: each a fault of its own */
+		box_at(&b, 63 - i)[9] = 3; /* falling: each a fault of its own */
 	cr_assert_eq(counter_get(CTR_engine_untouched_written) - written, 10);
 	for (uint64_t i = 0; i < 64; i++)
-		cr_assert_eq(at(&b, i)[8], 0);
+		cr_assert_eq(box_at(&b, i)[8], 0);
 	cr_assert_eq(counter_get(CTR_engine_untouched_written) - written, 10, "reads are none");
 	box_close(&b);
 }
@@ -561,7 +561,7 @@ Test(engine, toucher_is_held_while_it_faults_and_free_again_at_the_end)
 {
 	static struct box b;
 	struct me me = { .cpu_word = thread_cpu_word() };
-	struct engine_config cfg = MANUAL;
+	struct engine_config cfg = BOX_MANUAL;
 	cpu_set_t before, now, held;
 	uint64_t was = counter_get(CTR_engine_held);
 
@@ -569,12 +569,12 @@ Test(engine, toucher_is_held_while_it_faults_and_free_again_at_the_end)
 	if (CPU_COUNT(&before) < 2 || !me.cpu_word)
 		cr_skip_test("one CPU, or no restartable sequences");
 	cfg.touchers = (struct mm_touchers){ .ctx = &me, .cpu_of = cpu_of_me, .hold = hold_me };
-	cr_assert_eq(box_open(&b, cfg), 0);
+	box_open(&b, RAM_HUGE_NEVER, cfg);
 	fill_first(&b, 4096);
-	push_out(&b, 4096);
+	box_push_out(&b, 4096);
 	CPU_ZERO(&held);
 	for (uint64_t i = 0; i < 4096 && CPU_COUNT(&held) != 1; i += 3) {
-		cr_assert(has(at(&b, i * 1021 % 4096), i * 1021 % 4096, 1));
+		cr_assert(box_has(&b, i * 1021 % 4096, 1));
 		if (me.held)
 			sched_getaffinity(0, sizeof(held), &held);
 	}
@@ -840,6 +840,12 @@ static bool enough_on_disk(void)
 	       counter_get(CTR_swap_disk_reads) > 1000;
 }
 
+static bool enough_deltas_on_disk(void)
+{
+	return enough_on_disk() && counter_get(CTR_swap_delta_undone) > 1000 &&
+	       counter_get(CTR_swap_orphans) > 0;
+}
+
 static bool enough_deltas(void)
 {
 	return enough_packed() && counter_get(CTR_swap_delta_puts) > 1000 &&
@@ -932,7 +938,7 @@ Test(engine, stress_with_the_pool_no_byte_is_ever_wrong)
 	stress(1 * GiB, enough_packed);
 }
 
-static void stress_with_a_file(uint64_t bytes, bool encrypt)
+static void stress_with_a_file(uint64_t bytes, bool encrypt, bool (*enough)(void))
 {
 	char path[] = "/tmp/brim-engine-XXXXXX";
 	int fd = mkstemp(path);
@@ -941,24 +947,34 @@ static void stress_with_a_file(uint64_t bytes, bool encrypt)
 	cr_assert_geq(fd, 0);
 	close(fd);
 	swap_disk = &disk;
-	stress(14 * MiB, enough_on_disk);
+	stress(16 * MiB, enough);
 	swap_disk = NULL;
 	unlink(path);
 }
 
 Test(engine, stress_with_a_swap_file_no_byte_is_ever_wrong)
 {
-	stress_with_a_file(64 * MiB, true);
+	stress_with_a_file(64 * MiB, true, enough_on_disk);
 }
 
 Test(engine, stress_with_a_swap_file_too_small_no_byte_is_ever_wrong)
 {
-	stress_with_a_file(20 * MiB, false);
+	stress_with_a_file(20 * MiB, false, enough_on_disk);
 }
 
 Test(engine, stress_with_a_pool_too_small_no_byte_is_ever_wrong)
 {
 	stress(6 * MiB, enough_packed);
+}
+
+Test(engine, stress_with_similar_pages_and_a_swap_file_no_byte_is_ever_wrong)
+{
+	pages_are_alike = true;
+	stress_with_a_file(48 * MiB, true, enough_deltas_on_disk);
+	fprintf(stderr, "deltas: %lu packed, %lu undone, %lu bases outlived their page\n",
+		(unsigned long)counter_get(CTR_swap_delta_puts),
+		(unsigned long)counter_get(CTR_swap_delta_undone),
+		(unsigned long)counter_get(CTR_swap_orphans));
 }
 
 Test(engine, stress_with_similar_pages_no_byte_is_ever_wrong)
