@@ -11,6 +11,10 @@
  * compression encoder.  What deltas gain is a matter of what guests hold:
  * BRIM_BENCH_PAGES (content.h) takes a real guest's memory.
  *
+ * lz4_to_disk and delta_to_disk: with a swap file and a pool of a quarter of the content,
+ * how much of the content is only in the file; each page of that is a read of the disk
+ * when it is touched.  No baseline.
+ *
  * Baseline: the same pages in zram: mem_used_total of its mm_stat, and 4 KiB for each
  * page still resident.  Pages that do not compress zram keeps whole, in that number.
  * Its table (16 bytes a page of disk) and the kernel's swap map are not in it: against
@@ -83,6 +87,32 @@ static void take_brim(void *arg, double *out)
 	guest_close(g);
 }
 
+/* What the last round began to write ends with the spill of nothing. */
+static void take_to_disk(void *arg, double *out)
+{
+	struct scene *s = arg;
+	struct guest *g = &s->sides.guest;
+	struct swap_stats ss;
+	uint64_t away, cpu_ns;
+	struct err e;
+
+	if (guest_hold(g, &s->sides.content, &e))
+		bench_die(s->sides.bench, "%s", e.msg);
+	cpu_ns = process_cpu_ns();
+	guest_evict(g);
+	swap_spill(g->swap, 0);
+	cpu_ns = process_cpu_ns() - cpu_ns;
+	away = guest_away_pages(g);
+	swap_stats(g->swap, &ss);
+	VERIFY(ss.filled_pages + ss.packed_pages + ss.disk_pages == away);
+	VERIFY(ss.held_bytes <= g->cap_bytes);
+	out[0] = share(s, ss.disk_pages * PAGE_BYTES);
+	out[1] = (double)cpu_ns / (double)away;
+	s->deltas = share(s, ss.delta_pages * PAGE_BYTES);
+	s->saved = share(s, ss.delta_saved_bytes);
+	guest_close(g);
+}
+
 static void take_zram(void *arg, double *out)
 {
 	struct scene *s = arg;
@@ -113,6 +143,21 @@ static void compare(struct bench *b, struct scene *s, enum swap_delta delta,
 	       s->refused, s->deltas, s->saved);
 }
 
+static void measure_to_disk(struct bench *b, struct scene *s, enum swap_delta delta,
+			    const struct take_figure *figures)
+{
+	struct takes t = { .brim = take_to_disk, .arg = s };
+
+	t.figures[0] = figures[0];
+	t.figures[1] = figures[1];
+	s->sides.guest.delta = delta;
+	s->sides.guest.on_disk = true;
+	s->sides.guest.cap_bytes = s->sides.content.pages * PAGE_BYTES / 4;
+	takes_compare(b, &t);
+	printf("brim, of each byte: %.4f are deltas in the pool, which save %.4f\n", s->deltas,
+	       s->saved);
+}
+
 int main(int argc, char **argv)
 {
 	static struct bench b;
@@ -128,6 +173,12 @@ int main(int argc, char **argv)
 		{ "delta_bytes", "B/B" }, { "delta_cpu_per_page", "ns" } });
 	compare(&b, &s, SWAP_DELTA_SMALL, (struct take_figure[]){
 		{ "delta_bytes_small", "B/B" }, { "delta_cpu_per_page_small", "ns" } });
+	measure_to_disk(&b, &s, SWAP_DELTA_OFF, (struct take_figure[]){
+		{ "lz4_to_disk", "B/B" }, { "lz4_to_disk_cpu_per_page", "ns" } });
+	measure_to_disk(&b, &s, SWAP_DELTA_FAST, (struct take_figure[]){
+		{ "delta_to_disk", "B/B" }, { "delta_to_disk_cpu_per_page", "ns" } });
+	measure_to_disk(&b, &s, SWAP_DELTA_SMALL, (struct take_figure[]){
+		{ "delta_to_disk_small", "B/B" }, { "delta_to_disk_cpu_per_page_small", "ns" } });
 	sides_close(&s.sides);
 	return bench_end(&b);
 }

@@ -290,6 +290,7 @@ static int guest_open(struct guest *g, uint64_t bytes, struct err *e)
 	if (!rc)
 		rc = swap_create(&g->swap, &(struct swap_config){
 			.max_pages = bytes >> PAGE_SHIFT, .delta = g->delta,
+			.cap_bytes = g->cap_bytes,
 			.disk = g->on_disk ? &disk : NULL }, e);
 	if (g->on_disk)
 		(void)unlink(path); /* it is open */
@@ -330,7 +331,7 @@ void guest_evict(struct guest *g)
 	engine_reclaim(g->engine, g->content->pages * PAGE_BYTES);
 	while (engine_tick(g->engine))
 		;
-	if (g->on_disk)
+	if (g->on_disk && !g->cap_bytes)
 		swap_spill(g->swap, g->content->pages * PAGE_BYTES);
 	atomic_store(&g->engine->wanted_bytes, 0); /* what did not pack is not waited for */
 }

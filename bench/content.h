@@ -61,7 +61,8 @@ struct guest {
 	const uint32_t *toucher_cpu;
 	struct thread_hold hold; /* of the toucher */
 	bool on_disk;     /* what leaves goes on to a swap file in /var/tmp */
-	enum swap_delta delta; /* set before guest_hold() */
+	enum swap_delta delta; /* set before guest_hold(), as the next */
+	uint64_t cap_bytes; /* of the pool; with a disk what exceeds it goes there, no more */
 };
 
 /* New RAM with the content in it, small pages, under an engine without reclaimer and

@@ -721,6 +721,25 @@ Test(disk, disk_bases_leave_room_for_what_is_asked)
 	end();
 }
 
+/* Else all of the pool would go before one of its segments was empty. */
+Test(disk, disk_bases_in_a_full_pool_room_made_without_spilling_all)
+{
+	unsigned n = 0;
+
+	begin_alike(PLAIN);
+	families = 1500;
+	while (n < 1500 && put(n, n, 1500) == 0)
+		n++;
+	for (; n < PAGES && put(n, n, RAW_NOISE - 1600) == 0; n++)
+		;
+	cr_assert_lt(n, PAGES);
+	sh->ref[n].v = 0;
+	cr_assert_eq(swap_room(sh->s, 32), 32);
+	cr_assert_lt(on_disk(), n / 2);
+	check_all();
+	end();
+}
+
 static void damage_delta(unsigned byte)
 {
 	struct page page;
