@@ -4,7 +4,7 @@
  *   vCPU, event loop or kernel touches a missing page of a watched chunk
  *     ─► it sleeps in the kernel, a message arrives on the userfaultfd
  *     ─► a fault thread: chunk lock, then by state
- *          STAGED   UFFDIO_MOVE back from staging: no copy
+ *          STAGED   UFFDIO_MOVE back from staging: no copy; a huge page whole, once
  *          PACKED   decompress into the thread's buffer, UFFDIO_COPY
  *          FILLED   the same, or the kernel's zero page
  *          STORED   copied from the store
@@ -218,9 +218,44 @@ int fault_unstage(struct engine *e, uint64_t index)
 	return 0;
 }
 
-static void serve_staged(struct engine *e, uint64_t index)
+/* Is all of the chunk in staging, one page after the other, as it was in guest RAM? */
+static bool is_staged_whole(const struct engine *e, const struct chunk *c, uint64_t first)
 {
-	int rc = fault_unstage(e, index);
+	const struct page *p = &e->pages.page[first];
+	uint64_t slot = p->payload;
+
+	if (c->away != CHUNK_PAGES || slot % CHUNK_PAGES)
+		return false;
+	for (uint64_t i = 0; i < CHUNK_PAGES; i++)
+		if (p[i].state != PAGE_STAGED || p[i].payload != slot + i)
+			return false;
+	return true;
+}
+
+/* A huge page that was taken whole comes home whole, in one move, and still is one.  But
+ * only once: if it is found cold again, the part of it that is used comes home alone, or
+ * one such page would keep 2 MiB in RAM for ever.  False: `index` is still to be served. */
+static bool unstage_whole(struct engine *e, struct chunk *c, uint64_t index)
+{
+	uint64_t first = index / CHUNK_PAGES * CHUNK_PAGES;
+	int64_t done;
+
+	if (c->spared || !is_staged_whole(e, c, first))
+		return false;
+	c->spared = true;
+	done = engine_move(e, page_at(e, first), slot_at(e, e->pages.page[first].payload),
+			   CHUNK_PAGES);
+	for (int64_t i = 0; i < done; i++)
+		page_set(&e->pages, first + (uint64_t)i, PAGE_GUEST, 0);
+	if (done > 0)
+		atomic_fetch_add(&e->arrived_pages, (uint64_t)done - 1);
+	counter_add(CTR_engine_huge_home, done == CHUNK_PAGES);
+	return e->pages.page[index].state == PAGE_GUEST;
+}
+
+static void serve_staged(struct engine *e, struct chunk *c, uint64_t index)
+{
+	int rc = unstage_whole(e, c, index) ? 0 : fault_unstage(e, index);
 
 	counter_inc(CTR_engine_faults_staged);
 	if (rc)
@@ -373,7 +408,7 @@ static bool serve(struct fault_server *s, uint64_t index)
 	pthread_mutex_lock(&c->lock);
 	switch ((enum page_state)e->pages.page[index].state) {
 	case PAGE_STAGED:
-		serve_staged(e, index);
+		serve_staged(e, c, index);
 		break;
 	case PAGE_FILLED:
 	case PAGE_PACKED:

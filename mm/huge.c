@@ -213,6 +213,13 @@ static int collapse(struct engine *e, uint64_t chunk)
 	return rc;
 }
 
+static void spare_again(struct chunk *c)
+{
+	pthread_mutex_lock(&c->lock);
+	c->spared = false;
+	pthread_mutex_unlock(&c->lock);
+}
+
 static void note_formed(struct chunk *c, int rc)
 {
 	if (!rc)
@@ -225,6 +232,8 @@ static void note_formed(struct chunk *c, int rc)
 		counter_inc(CTR_engine_huge_refused);
 	c->arm = false;
 	c->rest = FORM_REST;
+	if (!rc)
+		spare_again(c);
 }
 
 static bool may_form(const struct chunk *c)

@@ -51,6 +51,7 @@ struct chunk {
 	uint16_t next;      /* where a sequential reader would fault next */
 	uint8_t around;     /* pages the next sequential fault brings back */
 	_Atomic bool watched; /* registered for MISSING; read as a hint without the lock */
+	bool spared;        /* came home from staging whole; the next time it does not */
 	/* owned by the reclaimer: what the last pass saw; see huge.c */
 	bool huge;          /* one huge page */
 	bool arm;           /* the next pass asks for notes of writes */

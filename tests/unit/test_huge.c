@@ -135,6 +135,50 @@ Test(huge, cold_page_goes_whole_and_comes_back_as_it_was)
 	box_close(&b);
 }
 
+static uint64_t staged_in(struct box *b, uint64_t chunk)
+{
+	struct chunk *c = &b->e->pages.chunk[chunk];
+	uint64_t n = 0;
+
+	pthread_mutex_lock(&c->lock);
+	for (uint64_t i = 0; i < CHUNK_PAGES; i++)
+		n += b->e->pages.page[chunk * CHUNK_PAGES + i].state == PAGE_STAGED;
+	pthread_mutex_unlock(&c->lock);
+	return n;
+}
+
+static void stage_one(struct box *b)
+{
+	engine_reclaim(b->e, HUGE_BYTES);
+	engine_tick(b->e);
+	cr_assert_eq(staged_in(b, 0), CHUNK_PAGES);
+	atomic_store(&b->e->wanted_bytes, 0); /* it is not to be packed */
+}
+
+Test(huge, staged_page_that_is_touched_comes_home_whole_but_once)
+{
+	static struct box b;
+
+	open_huge(&b, 1);
+	stage_one(&b);
+	cr_assert_eq(huge_now(&b), 0);
+	cr_assert(box_has(&b, 77, 1));
+	box_settle(&b);
+	cr_assert_eq(staged_in(&b, 0), 0);
+	cr_assert_eq(counter_get(CTR_engine_huge_home), 1);
+	cr_assert_eq(huge_now(&b), 1);
+	check_chunks(&b, 0, 1);
+	box_check_books(&b);
+	engine_pass(b.e);
+	stage_one(&b);
+	cr_assert(box_has(&b, 77, 1));
+	box_settle(&b);
+	cr_assert_eq(staged_in(&b, 0), CHUNK_PAGES - 1);
+	cr_assert_eq(counter_get(CTR_engine_huge_home), 1);
+	check_chunks(&b, 0, 1);
+	box_close(&b);
+}
+
 Test(huge, small_pages_go_before_huge_ones_as_cold)
 {
 	static struct box b;
