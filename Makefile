@@ -46,7 +46,7 @@ BENCH := $(patsubst bench/%.c,$(BUILD)/bench/%,$(BENCH_SRC))
 # Criterion itself does not start under ThreadSanitizer: tests/lib/tsan stands in.
 LIBS_TEST := $(if $(findstring thread,$(SAN)),,-lcriterion)
 CPPFLAGS_BRIM := $(if $(findstring thread,$(SAN)),-Itests/lib/tsan) $(CPPFLAGS_BRIM)
-LIBS_LIB := -luring -llz4 -lxxhash -lcrypto
+LIBS_LIB := -luring -llz4 -lzstd -lxxhash -lcrypto
 LIBS_VMM := -ljansson -lm
 
 .DELETE_ON_ERROR:

@@ -120,6 +120,8 @@ struct engine {
 	uint32_t *slot_owner;    /* [slots] page index, or SLOT_EMPTY */
 	uint64_t head, tail;     /* slots used, slots emptied; ever rising */
 	uint64_t next_pass_ns;
+	uint64_t next_round_ns;  /* where nobody asks for one */
+	bool refining;           /* the tier has something to make smaller, now or later */
 	uint64_t cursor;         /* where the sweep for cold pages goes on */
 	uint64_t sample_cursor, watch_cursor;
 	uint64_t bare;           /* 1 + the chunk that lost its registration; 0: none */

@@ -197,6 +197,10 @@ struct mm_tier {
 	uint64_t (*held_bytes)(void *ctx);
 	/* Work in the background, bounded, from the reclaimer; may be NULL. */
 	void (*tidy)(void *ctx);
+	/* When there is nothing more urgent: makes what it holds smaller, for a bounded
+	 * share of the reclaimer's time.  True while there is more of it to do, now or
+	 * later; may be NULL. */
+	bool (*refine)(void *ctx);
 	/* Says where it is in a few words, for the message that ends a VM; may be NULL. */
 	void (*describe)(void *ctx, uint64_t ref, char *text, size_t size);
 

@@ -655,6 +655,12 @@ static void tidy(struct engine *e)
 		e->tier->tidy(e->tier_ctx);
 }
 
+/* Only where the round got as far as it can: with more to take, that comes first. */
+static void refine(struct engine *e)
+{
+	e->refining = e->tier->refine && e->tier->refine(e->tier_ctx);
+}
+
 /* Gets rid of `over` pages, or of as many as a round does. True: it got somewhere. */
 static bool take(struct engine *e, uint64_t over)
 {
@@ -692,6 +698,37 @@ bool engine_tick(struct engine *e)
 	else
 		atomic_store(&e->helpless, false);
 	tidy(e);
+	if (!more)
+		refine(e);
+	return more;
+}
+
+/* For a while, or until somebody asks for something.  Rounds that nobody asks for come
+ * slowly, but what is to be refined is done at the usual pace.  wake_lock held.  True
+ * where a round is due. */
+static bool wait_for_round(struct engine *e)
+{
+	uint64_t until_ns = e->refining ? e->pass_ns : between_rounds_ns(e);
+	struct timespec until;
+
+	clock_gettime(CLOCK_REALTIME, &until);
+	until.tv_nsec += (long)until_ns;
+	until.tv_sec += until.tv_nsec / 1000000000;
+	until.tv_nsec %= 1000000000;
+	return !pthread_cond_timedwait(&e->wake, &e->wake_lock, &until) || !e->refining ||
+	       is_asked(e) || now_ns() >= e->next_round_ns;
+}
+
+static bool work_once(struct engine *e, bool is_round)
+{
+	bool more = false;
+
+	if (is_round) {
+		more = engine_tick(e);
+		e->next_round_ns = now_ns() + between_rounds_ns(e);
+	} else {
+		refine(e);
+	}
 	return more;
 }
 
@@ -704,21 +741,17 @@ static void *reclaim_main(void *arg)
 	pthread_setname_np(pthread_self(), "reclaim");
 	pthread_mutex_lock(&e->wake_lock);
 	while (!e->stopping) {
-		struct timespec until;
+		bool is_round = true;
 
-		if (!is_asked(e) && !huge_has_work(e) && !atomic_load(&e->ages_ns)) {
+		if (!is_asked(e) && !huge_has_work(e) && !e->refining &&
+		    !atomic_load(&e->ages_ns)) {
 			pthread_cond_wait(&e->wake, &e->wake_lock);
 			continue;
 		}
-		if (!more) {
-			clock_gettime(CLOCK_REALTIME, &until);
-			until.tv_nsec += (long)between_rounds_ns(e);
-			until.tv_sec += until.tv_nsec / 1000000000;
-			until.tv_nsec %= 1000000000;
-			pthread_cond_timedwait(&e->wake, &e->wake_lock, &until);
-		}
+		if (!more)
+			is_round = wait_for_round(e);
 		pthread_mutex_unlock(&e->wake_lock);
-		more = engine_tick(e);
+		more = work_once(e, is_round);
 		pthread_mutex_lock(&e->wake_lock);
 	}
 	pthread_mutex_unlock(&e->wake_lock);

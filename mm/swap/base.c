@@ -149,7 +149,7 @@ int base_unpack(const struct packed *k, uint32_t owner, uint64_t sum, uint8_t *p
 	struct packed own = *k;
 
 	own.owner = owner;
-	if (k->is_delta || k->sum != sum || swap_checksum(&own) != sum)
+	if (k->is_delta || k->is_refined || k->sum != sum || swap_checksum(&own) != sum)
 		return -EIO;
 	return LZ4_decompress_safe((const char *)k->data, (char *)page, (int)k->bytes,
 				   (int)PAGE_BYTES) == (int)PAGE_BYTES ? 0 : -EIO;

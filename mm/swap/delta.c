@@ -340,18 +340,41 @@ static bool head_of(const struct delta *d, const struct packed *k, struct delta_
 	return h->check == head_check(h, k->owner) && base_row_exists(d, h->row);
 }
 
-int delta_get(const struct delta *d, const struct packed *k, void *page)
+static int decode(const struct delta *d, const struct packed *k, const uint8_t *base, void *page)
 {
-	uint8_t base[PAGE_BYTES];
+	const struct refined from = { .data = k->data + sizeof(struct delta_head), .base = base,
+				      .bytes = k->bytes - (uint32_t)sizeof(struct delta_head) };
+
+	if (k->is_refined)
+		return refine_unpack(d->refine, &from, page);
+	return LZ4_decompress_safe_usingDict((const char *)from.data, page, (int)from.bytes,
+					     (int)PAGE_BYTES, (const char *)base,
+					     (int)PAGE_BYTES) == (int)PAGE_BYTES ? 0 : -EIO;
+}
+
+int delta_open(const struct delta *d, const struct packed *k, void *page, uint8_t *base)
+{
 	struct delta_head h;
 
 	if (!head_of(d, k, &h) || k->sum != delta_sum(k, d->rows[h.row].sum) ||
 	    base_read(d, h.row, base))
 		return -EIO;
-	return LZ4_decompress_safe_usingDict((const char *)k->data + sizeof(h), page,
-					     (int)(k->bytes - sizeof(h)), (int)PAGE_BYTES,
-					     (const char *)base, (int)PAGE_BYTES) ==
-			       (int)PAGE_BYTES ? 0 : -EIO;
+	return decode(d, k, base, page);
+}
+
+int delta_get(const struct delta *d, const struct packed *k, void *page)
+{
+	uint8_t base[PAGE_BYTES];
+
+	return delta_open(d, k, page, base);
+}
+
+uint64_t delta_sum_of(const struct delta *d, const struct packed *k)
+{
+	struct delta_head h;
+
+	VERIFY(head_of(d, k, &h));
+	return delta_sum(k, d->rows[h.row].sum);
 }
 
 /* While its tag was read its row had its count; and only we could use the row anew. */

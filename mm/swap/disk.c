@@ -127,7 +127,8 @@ static int parse(const struct disk *d, swap_ref_t where, const uint8_t *at, uint
 		return -EIO;
 	*out = (struct packed){ .owner = (uint32_t)h.tag, .bytes = tag_bytes(h.tag),
 				.sum = h.sum ^ disk_seal(d, disk_segment_of(where)),
-				.data = at + sizeof(h), .state = OBJECT_LIVE };
+				.data = at + sizeof(h), .state = OBJECT_LIVE,
+				.is_refined = tag_is_refined(h.tag) };
 	return 0;
 }
 

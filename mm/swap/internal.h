@@ -89,6 +89,7 @@ struct packed {
 	const uint8_t *data;
 	uint8_t state;         /* enum object_state; 0 when appended: live */
 	bool is_delta;
+	bool is_refined;       /* packed by refine.c */
 };
 
 #define OBJECT_BYTES_MAX ((uint32_t)PAGE_BYTES) /* a page that does not pack, whole */
@@ -98,9 +99,10 @@ static inline uint32_t units_of(uint32_t bytes)
 	return (uint32_t)((sizeof(struct object) + bytes + UNIT_BYTES - 1) / UNIT_BYTES);
 }
 
-/* A tag: owner 32 | bytes 15 | delta 1 | check 8 | state 8, from the low end.  Two states
- * differ in four bits or more, so damage does not make one into the other. */
+/* A tag: owner 32 | bytes 14 | refined 1 | delta 1 | check 8 | state 8, from the low end.
+ * Two states differ in four bits or more, so damage does not make one into the other. */
 #define TAG_DELTA 0x8000u /* in what is told of as `length` below */
+#define TAG_REFINED 0x4000u
 #define TAG_STATE_SHIFT 56
 #define TAG_CHECK_SHIFT 48
 #define TAG_BYTES_SHIFT 32
@@ -113,7 +115,7 @@ static inline uint64_t tag_make(uint32_t owner, uint32_t length, uint64_t state)
 	return t | t * TAG_MIX >> TAG_STATE_SHIFT << TAG_CHECK_SHIFT | state << TAG_STATE_SHIFT;
 }
 
-/* Bytes, with the flag for a delta. */
+/* Bytes, with the flags for how they are packed. */
 static inline uint32_t tag_length(uint64_t tag)
 {
 	return tag >> TAG_BYTES_SHIFT & 0xffff;
@@ -121,12 +123,22 @@ static inline uint32_t tag_length(uint64_t tag)
 
 static inline uint32_t tag_bytes(uint64_t tag)
 {
-	return tag_length(tag) & (TAG_DELTA - 1);
+	return tag_length(tag) & (TAG_REFINED - 1);
 }
 
 static inline bool tag_is_delta(uint64_t tag)
 {
 	return (tag_length(tag) & TAG_DELTA) != 0;
+}
+
+static inline bool tag_is_refined(uint64_t tag)
+{
+	return (tag_length(tag) & TAG_REFINED) != 0;
+}
+
+static inline uint32_t packed_length(const struct packed *k)
+{
+	return k->bytes | (k->is_delta ? TAG_DELTA : 0) | (k->is_refined ? TAG_REFINED : 0);
 }
 
 static inline uint64_t tag_state(uint64_t tag)
@@ -158,7 +170,8 @@ struct segment {
 	uint32_t next;         /* owned by the list it is in */
 	/* owned by the put thread, but heat */
 	uint32_t stamp;        /* pool: the age of what is in it; disk: of which write */
-	bool is_spoiled;       /* cannot be walked; disk: or cannot be written */
+	bool is_spoiled : 1;   /* cannot be walked; disk: or cannot be written */
+	bool is_refined : 1;   /* pool: refine.c has been here */
 	uint8_t carried;       /* pool: pins of batches on their way to disk */
 	union {
 		_Atomic uint16_t heat; /* disk: reads of late; any thread */
@@ -185,9 +198,10 @@ bool segment_pin(struct segment *s);
 /* What is appended, kept apart where there is a disk, since a segment goes there
  * whole: all of it should be of one temperature. */
 enum pool_stream {
-	POOL_HOT,  /* just packed, or read from disk a lot */
-	POOL_COLD, /* what the cleaner moved: nobody wanted it back */
-	POOL_RAW,  /* pages that do not pack: the first to go */
+	POOL_HOT,     /* just packed, or read from disk a lot */
+	POOL_REFINED, /* what refine.c went through, without a disk too */
+	POOL_COLD,    /* what the cleaner moved: nobody wanted it back */
+	POOL_RAW,     /* pages that do not pack: the first to go */
 	POOL_STREAMS
 };
 
@@ -199,7 +213,8 @@ struct pool {
 	struct segment *segments;
 	uint64_t segments_bytes;
 	uint32_t segments_max;
-	unsigned streams; /* 1: all is POOL_HOT */
+	unsigned streams; /* so many of enum pool_stream; what is of another is POOL_HOT */
+	uint32_t reserve; /* segments that puts leave: the cleaner's, and one to refine to */
 
 	/* owned by the put thread */
 	uint32_t open[POOL_STREAMS]; /* take what is appended; SEGMENT_NONE: none */
@@ -211,9 +226,11 @@ struct pool {
 	_Atomic uint32_t warm; /* of these: empty, but madvise failed */
 	_Atomic uint32_t warm_list, cold_list;
 	_Atomic uint64_t pages, bytes; /* live objects, with their headers */
+	_Atomic uint64_t refined;      /* of the pages */
 };
 
 struct delta;
+struct refine;
 
 struct pool_cleaning {
 	unsigned slack_pct;
@@ -221,6 +238,7 @@ struct pool_cleaning {
 	swap_move_fn *move;
 	void *move_ctx;
 	struct delta *delta; /* NULL: there are no bases */
+	struct refine *refine; /* NULL: objects are moved as they are */
 };
 
 /* How many segments fit in `bytes` with their share of the table. */
@@ -246,6 +264,13 @@ bool pool_drop(struct pool *p, swap_ref_t ref, uint32_t *row);
 void pool_retire(struct pool *p, swap_ref_t ref);
 /* As swap_clean().  Put thread. */
 int64_t pool_clean(struct pool *p, const struct pool_cleaning *c);
+/* Refines the coldest closed segments that are no younger than max_stamp, until *left_bytes
+ * of objects were looked at.  1: there may be more; 0: there is none; -ENOSPC.  Put
+ * thread. */
+int pool_refine(struct pool *p, const struct pool_cleaning *c, uint32_t max_stamp,
+		uint64_t *left_bytes);
+/* Is there a closed segment that was not refined, and no younger? */
+bool pool_is_refinable(const struct pool *p, uint32_t max_stamp);
 /* On the way to disk.  The closed segment whose content is coldest, or SEGMENT_NONE. */
 uint32_t pool_coldest(const struct pool *p);
 /* Pins a segment that is being carried: not reused, nor cleaned.  False: it is empty
@@ -332,6 +357,7 @@ struct delta_head {
 struct delta {
 	/* fixed at create */
 	struct pool *pool;
+	struct refine *refine; /* NULL: none */
 	const struct mm_host *host;
 	struct base_row *rows;
 	uint32_t rows_max;
@@ -367,6 +393,10 @@ int delta_put(struct delta *d, const struct packed *plain, const void *page, swa
 void delta_offer(struct delta *d, swap_ref_t ref);
 /* k is a delta, found and owner's: 0, or -EIO.  Any thread. */
 int delta_get(const struct delta *d, const struct packed *k, void *page);
+/* The same, and the base's page; for who packs the page anew against it, behind the same
+ * head: the new sum is delta_sum_of(). */
+int delta_open(const struct delta *d, const struct packed *k, void *page, uint8_t *base);
+uint64_t delta_sum_of(const struct delta *d, const struct packed *k);
 /* Its owner drops the object at ref, delta or base or neither.  Any thread. */
 void delta_drop(struct delta *d, swap_ref_t ref);
 /* As delta_get(), for who does not have the object and only keeps its segment: its owner
@@ -411,6 +441,28 @@ void delta_move_end(struct delta *d, const struct packed *k, uint32_t row, swap_
 bool delta_lets_go(const struct delta *d, struct packed *k);
 /* Panics unless rows, objects and counts agree; when nobody else uses it. */
 void delta_verify(const struct delta *d);
+
+/* ---- refine.c ------------------------------------------------------------------ */
+
+#define REFINE_SEGMENTS 2u /* more that a pool needs: an open one, one in reserve */
+
+/* -ENOMEM.  *out stays NULL where it is switched off, or the cap is too small for it. */
+int refine_create(struct refine **out, const struct swap_config *cfg, struct err *e);
+void refine_destroy(struct refine **r);
+bool refine_is_wanted(const struct swap_config *cfg);
+uint64_t refine_table_bytes(const struct refine *r);
+/* What a refined object unpacks from: its frame, and the page it was packed against. */
+struct refined {
+	const uint8_t *data;
+	uint32_t bytes;
+	const uint8_t *base; /* NULL: none */
+};
+/* 0 or -EIO, also where r is NULL.  Any thread. */
+int refine_unpack(struct refine *r, const struct refined *from, void *page);
+/* Packs the live object of *k anew where that makes it enough smaller: *k is the new
+ * object then, whose data is good until the next call.  Else *k is what it was.  Put
+ * thread. */
+void refine_object(struct refine *r, const struct delta *d, struct packed *k);
 
 /* ---- crypt.c ------------------------------------------------------------------ */
 
@@ -583,6 +635,7 @@ struct swap {
 	struct fill fill;
 	struct pool pool;
 	struct delta *delta; /* fixed at create; NULL: switched off */
+	struct refine *refine; /* the same */
 	bool has_disk; /* fixed at create */
 	struct disk disk;
 	struct spill spill;
@@ -593,8 +646,10 @@ struct swap {
 	uint8_t out[SWAP_PACKED_MAX];
 };
 
-/* Over owner, size and data, and nothing of the place. */
+/* Over owner, size, data and how it is packed, and nothing of the place. */
 uint64_t swap_checksum(const struct packed *k);
+/* The page of an object packed alone, checked first: 0 or -EIO. */
+int swap_open_alone(struct refine *r, const struct packed *k, void *page);
 /* What was read from disk, and for whom. */
 struct swap_read {
 	struct mm_read from;

@@ -145,7 +145,8 @@ int pool_init(struct pool *p, uint32_t segments_max, const struct mm_host *host,
 		.host = host, .segments_max = segments_max,
 		.base_bytes = segments_max * SEGMENT_BYTES,
 		.segments_bytes = whole_pages(segments_max * sizeof(struct segment)),
-		.open = { SEGMENT_NONE, SEGMENT_NONE, SEGMENT_NONE }, .streams = 1,
+		.open = { SEGMENT_NONE, SEGMENT_NONE, SEGMENT_NONE, SEGMENT_NONE },
+		.streams = 1, .reserve = 1,
 		.warm_list = SEGMENT_NONE, .cold_list = SEGMENT_NONE,
 	};
 	rc = reserve_both(p, e);
@@ -275,7 +276,10 @@ static uint32_t room(const struct pool *p)
 
 static bool is_open(const struct pool *p, uint32_t i)
 {
-	return i == p->open[POOL_HOT] || i == p->open[POOL_COLD] || i == p->open[POOL_RAW];
+	for (unsigned stream = 0; stream < p->streams; stream++)
+		if (i == p->open[stream])
+			return true;
+	return false;
 }
 
 static int64_t close_segment(struct pool *p, unsigned stream)
@@ -316,6 +320,7 @@ static int open_segment(struct pool *p, unsigned stream)
 		return -ENOSPC;
 	renew(&p->segments[i]);
 	p->segments[i].stamp = stream == POOL_HOT ? ++p->now : 0;
+	p->segments[i].is_refined = stream == POOL_REFINED;
 	atomic_store_explicit(&p->segments[i].live, LIVE_PIN, memory_order_relaxed);
 	p->open[stream] = i;
 	return 0;
@@ -349,7 +354,7 @@ static bool has_room(struct pool *p, unsigned stream, uint32_t units)
  * the reserve, or another stream's.  SEGMENT_NONE: there is none. */
 static uint32_t make_room(struct pool *p, uint32_t units, const struct appending *how)
 {
-	unsigned stream = p->streams > 1 ? how->stream : 0;
+	unsigned stream = how->stream < p->streams ? how->stream : POOL_HOT;
 
 	if (room(p) < how->reserve_segments)
 		return SEGMENT_NONE;
@@ -365,8 +370,7 @@ static uint32_t make_room(struct pool *p, uint32_t units, const struct appending
 
 static uint64_t tag_of(const struct packed *k)
 {
-	return tag_make(k->owner, k->bytes | (k->is_delta ? TAG_DELTA : 0),
-			k->state ? k->state : OBJECT_LIVE);
+	return tag_make(k->owner, packed_length(k), k->state ? k->state : OBJECT_LIVE);
 }
 
 static int append(struct pool *p, const struct packed *src, const struct appending *how,
@@ -391,13 +395,15 @@ static int append(struct pool *p, const struct packed *src, const struct appendi
 	atomic_fetch_add_explicit(&s->live, LIVE_OBJECT + units, memory_order_relaxed);
 	atomic_fetch_add_explicit(&p->pages, 1, memory_order_relaxed);
 	atomic_fetch_add_explicit(&p->bytes, units * UNIT_BYTES, memory_order_relaxed);
+	atomic_fetch_add_explicit(&p->refined, src->is_refined, memory_order_relaxed);
 	return 0;
 }
 
 int pool_append(struct pool *p, const struct packed *src, enum pool_stream stream,
 		swap_ref_t *ref)
 {
-	return append(p, src, &(struct appending){ .stream = stream, .reserve_segments = 1 }, ref);
+	return append(p, src, &(struct appending){ .stream = stream,
+						   .reserve_segments = p->reserve }, ref);
 }
 
 uint64_t pool_fits(const struct pool *p)
@@ -405,8 +411,8 @@ uint64_t pool_fits(const struct pool *p)
 	uint32_t openable = room(p);
 
 	/* the end of each segment may be too short for one more */
-	return openable > 1 ? (openable - 1) * (uint64_t)(SEGMENT_UNITS /
-							  units_of(OBJECT_BYTES_MAX) - 1) : 0;
+	return openable > p->reserve ? (openable - p->reserve) *
+			(uint64_t)(SEGMENT_UNITS / units_of(OBJECT_BYTES_MAX) - 1) : 0;
 }
 
 uint32_t pool_room(const struct pool *p)
@@ -420,7 +426,7 @@ static struct packed packed_at(const struct object *o, uint64_t tag)
 {
 	return (struct packed){ .owner = (uint32_t)tag, .bytes = tag_bytes(tag), .sum = o->sum,
 				.data = o->data, .state = (uint8_t)tag_state(tag),
-				.is_delta = tag_is_delta(tag) };
+				.is_delta = tag_is_delta(tag), .is_refined = tag_is_refined(tag) };
 }
 
 int pool_peek(const struct pool *p, swap_ref_t ref, struct packed *out)
@@ -452,6 +458,7 @@ static void forget(struct pool *p, swap_ref_t ref, uint64_t tag)
 
 	atomic_fetch_sub_explicit(&p->pages, 1, memory_order_relaxed);
 	atomic_fetch_sub_explicit(&p->bytes, units * UNIT_BYTES, memory_order_relaxed);
+	atomic_fetch_sub_explicit(&p->refined, tag_is_refined(tag), memory_order_relaxed);
 	subtract(p, ref_segment(ref), LIVE_OBJECT + units);
 }
 
@@ -602,21 +609,42 @@ static bool owner_agrees(const struct pool_cleaning *c, const struct packed *k, 
 	       c->move(c->move_ctx, delta_owner(c->delta, k), from, to);
 }
 
+/* What was refined stays apart.  Refining leaves the cleaner its reserve. */
+static struct appending moving(const struct segment *s, const struct pool_cleaning *c)
+{
+	return (struct appending){ .stream = c->refine || s->is_refined ? POOL_REFINED : POOL_COLD,
+				   .reserve_segments = c->refine ? 1 : 0, .stamp = s->stamp };
+}
+
+static void count_moved(const struct packed *was, const struct packed *is, bool refining)
+{
+	if (!refining) {
+		counter_add(CTR_swap_cleaned_bytes, pool_object_bytes(is->bytes));
+	} else if (is->is_refined && !was->is_refined) {
+		counter_inc(CTR_swap_refined);
+		counter_add(CTR_swap_refined_bytes_saved,
+			    pool_object_bytes(was->bytes) - pool_object_bytes(is->bytes));
+	}
+}
+
 /* -ENOSPC, or 0: moved, or not wanted any more.  Where the owner says so before it
  * drops the object, that stays where it is until it does. */
 static int move_object(struct pool *p, swap_ref_t from, const struct appending *how,
 		       const struct pool_cleaning *c)
 {
-	struct packed src;
+	struct packed was, src;
 	swap_ref_t to;
 	uint32_t row;
 	int rc;
 
 	if (pool_find(p, from, &src) || !delta_move_begin(c->delta, &src, &row))
 		return 0; /* dropped just now */
+	was = src;
+	if (c->refine)
+		refine_object(c->refine, c->delta, &src);
 	rc = append(p, &src, how, &to);
 	if (!rc && owner_agrees(c, &src, from, to)) {
-		counter_add(CTR_swap_cleaned_bytes, units_of(src.bytes) * UNIT_BYTES);
+		count_moved(&was, &src, c->refine);
 		delta_move_end(c->delta, &src, row, to);
 		pool_retire(p, from);
 		return 0;
@@ -635,7 +663,7 @@ static int empty_segment(struct pool *p, uint32_t i, const struct pool_cleaning 
 			 uint64_t *left_bytes)
 {
 	struct segment *s = &p->segments[i];
-	const struct appending how = { .stream = POOL_COLD, .stamp = s->stamp };
+	const struct appending how = moving(s, c);
 	uint32_t unit = 0, units;
 	int rc = 0;
 
@@ -749,6 +777,56 @@ int64_t pool_clean(struct pool *p, const struct pool_cleaning *c)
 	return given ? given : rc;
 }
 
+/* ---- refining ---------------------------------------------------------------- */
+
+/* Stamp 0 are pages that did not pack, on their way to disk. */
+static bool is_refinable(const struct pool *p, uint32_t i)
+{
+	const struct segment *s = &p->segments[i];
+
+	return atomic_load_explicit(&s->live, memory_order_relaxed) && !is_open(p, i) &&
+	       s->stamp && !s->is_spoiled && !s->is_refined && !s->carried;
+}
+
+/* The coldest, or SEGMENT_NONE. */
+static uint32_t choose_refinable(const struct pool *p, uint32_t max_stamp)
+{
+	uint32_t best = SEGMENT_NONE;
+
+	for (uint32_t i = 0; i < p->fresh; i++) {
+		uint32_t stamp = p->segments[i].stamp;
+
+		if (stamp > max_stamp || !is_refinable(p, i))
+			continue;
+		if (best == SEGMENT_NONE || stamp < p->segments[best].stamp)
+			best = i;
+	}
+	return best;
+}
+
+bool pool_is_refinable(const struct pool *p, uint32_t max_stamp)
+{
+	return choose_refinable(p, max_stamp) != SEGMENT_NONE;
+}
+
+/* The segment is emptied as the cleaner does, into one for what is refined.  What its
+ * owner would not have moved is about to be dropped: the segment is not tried again. */
+int pool_refine(struct pool *p, const struct pool_cleaning *c, uint32_t max_stamp,
+		uint64_t *left_bytes)
+{
+	uint32_t i = choose_refinable(p, max_stamp);
+	int rc;
+
+	if (i == SEGMENT_NONE)
+		return 0;
+	if (!segment_pin(&p->segments[i]))
+		return 1; /* emptied by a drop just now */
+	rc = empty_segment(p, i, c, left_bytes);
+	p->segments[i].is_refined = !rc;
+	unpin(p, i);
+	return rc == -ENOSPC ? rc : 1;
+}
+
 /* ---- on the way to disk -------------------------------------------------------- */
 
 uint32_t pool_coldest(const struct pool *p)
@@ -824,7 +902,7 @@ void pool_touch(struct pool *p, uint32_t i)
 /* ---- verify ------------------------------------------------------------------ */
 
 /* What the live word should be, from the objects themselves. */
-static uint64_t walk(const struct pool *p, uint32_t i)
+static uint64_t walk(const struct pool *p, uint32_t i, uint64_t *refined)
 {
 	const struct segment *s = &p->segments[i];
 	uint64_t live = (is_open(p, i) + (uint64_t)s->carried) * LIVE_PIN;
@@ -834,8 +912,10 @@ static uint64_t walk(const struct pool *p, uint32_t i)
 		uint64_t tag = atomic_load(&object_at(p, i, unit)->tag);
 
 		VERIFY(tag_is_sound(tag, unit));
-		if (tag_state(tag) != OBJECT_DEAD)
+		if (tag_state(tag) != OBJECT_DEAD) {
 			live += LIVE_OBJECT + units_of(tag_bytes(tag));
+			*refined += tag_is_refined(tag);
+		}
 		unit += units_of(tag_bytes(tag));
 	}
 	VERIFY(unit == s->used_units && unit <= SEGMENT_UNITS);
@@ -857,19 +937,22 @@ static uint32_t list_length(const struct pool *p, uint32_t i)
 void pool_verify(const struct pool *p)
 {
 	uint32_t in_use = 0, warm = list_length(p, atomic_load(&p->warm_list));
-	uint64_t pages = 0, bytes = 0;
+	uint64_t pages = 0, bytes = 0, refined = 0;
+	bool is_spoiled = false;
 
 	for (uint32_t i = 0; i < p->fresh; i++) {
 		uint64_t live = atomic_load(&p->segments[i].live);
 
 		if (!live)
 			continue;
-		VERIFY(p->segments[i].is_spoiled || live == walk(p, i));
+		is_spoiled |= p->segments[i].is_spoiled;
+		VERIFY(p->segments[i].is_spoiled || live == walk(p, i, &refined));
 		in_use++;
 		pages += live % LIVE_PIN / LIVE_OBJECT;
 		bytes += (live & LIVE_UNITS_MASK) * UNIT_BYTES;
 	}
 	VERIFY(pages == atomic_load(&p->pages) && bytes == atomic_load(&p->bytes));
+	VERIFY(is_spoiled || refined == atomic_load(&p->refined));
 	VERIFY(warm == atomic_load(&p->warm));
 	VERIFY(in_use + warm == atomic_load(&p->held));
 	VERIFY(atomic_load(&p->held) <= p->segments_max);

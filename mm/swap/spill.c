@@ -248,7 +248,7 @@ static void put_in(struct swap *s, struct batch *b, const struct load *l)
 
 	/* what is between two objects goes to disk too, and is nobody's bytes */
 	memset((uint8_t *)o + (units - 1) * UNIT_BYTES, 0, UNIT_BYTES);
-	atomic_store_explicit(&o->tag, tag_make(l->k.owner, l->k.bytes, OBJECT_LIVE),
+	atomic_store_explicit(&o->tag, tag_make(l->k.owner, packed_length(&l->k), OBJECT_LIVE),
 			      memory_order_relaxed);
 	o->sum = l->k.sum ^ disk_seal(&s->disk, b->segment);
 	memcpy(o->data, l->k.data, l->k.bytes);

@@ -43,25 +43,32 @@ static uint64_t disk_bytes(const struct swap *s)
 	return s->has_disk ? s->disk.segments_bytes + SPILL_BYTES : 0;
 }
 
+/* Beside the pool, and known once these are there. */
+static uint64_t other_bytes(const struct swap *s)
+{
+	return disk_bytes(s) + refine_table_bytes(s->refine);
+}
+
 static uint64_t segments_min(const struct swap_config *cfg)
 {
-	return cfg->disk ? POOL_SEGMENTS_MIN_DISK : POOL_SEGMENTS_MIN;
+	return (cfg->disk ? POOL_SEGMENTS_MIN_DISK : POOL_SEGMENTS_MIN) +
+	       (refine_is_wanted(cfg) ? REFINE_SEGMENTS : 0);
 }
 
 /* Without a cap the pool may take as much as the pages themselves would, packed not at
  * all: more could only be holes. */
-static uint64_t segments_for(const struct swap_config *cfg, uint64_t other_bytes)
+static uint64_t segments_for(const struct swap_config *cfg, uint64_t more_bytes)
 {
 	uint64_t each = units_of(OBJECT_BYTES_MAX) * UNIT_BYTES;
 	uint64_t most = cfg->max_pages * each / SEGMENT_BYTES + segments_min(cfg);
 	uint64_t capped;
 
-	other_bytes += fixed_table_bytes() + delta_most_bytes(cfg);
+	more_bytes += fixed_table_bytes() + delta_most_bytes(cfg);
 	if (!cfg->cap_bytes)
 		return most;
-	if (cfg->cap_bytes < other_bytes)
+	if (cfg->cap_bytes < more_bytes)
 		return 0;
-	capped = pool_segments_in(cfg->cap_bytes - other_bytes);
+	capped = pool_segments_in(cfg->cap_bytes - more_bytes);
 	return capped < most ? capped : most;
 }
 
@@ -77,6 +84,9 @@ static int check_config(const struct swap_config *cfg, struct err *e)
 			       cfg->acceleration, SWAP_ACCELERATION_MAX);
 	if (cfg->delta > SWAP_DELTA_SMALL)
 		return err_set(e, -EINVAL, "swap: no such setting for deltas: %d", (int)cfg->delta);
+	if (cfg->refine > SWAP_REFINE_ON)
+		return err_set(e, -EINVAL, "swap: no such setting for refining: %d",
+			       (int)cfg->refine);
 	if (!cfg->disk && segments_for(cfg, 0) < POOL_SEGMENTS_MIN)
 		return err_set(e, -EINVAL, "swap: cap of %s asked, the least is %u MiB and tables",
 			       size_format(asked, sizeof(asked), cfg->cap_bytes),
@@ -116,15 +126,20 @@ static int init(struct swap *s, const struct swap_config *cfg, struct err *e)
 	s->cfg.disk = NULL; /* the caller's */
 	if (rc)
 		return rc;
-	rc = pool_init(&s->pool, (uint32_t)segments_for(cfg, disk_bytes(s)),
-		       cfg->host ? cfg->host : &mm_host_linux, e);
-	s->table_bytes = fixed_table_bytes() + s->pool.segments_bytes + s->disk.segments_bytes;
+	rc = refine_create(&s->refine, cfg, e);
 	if (!rc)
-		rc = delta_create(&s->delta, cfg, &s->pool, e);
-	if (rc || !s->has_disk)
+		rc = pool_init(&s->pool, (uint32_t)segments_for(cfg, other_bytes(s)),
+			       cfg->host ? cfg->host : &mm_host_linux, e);
+	if (rc)
 		return rc;
-	s->pool.streams = POOL_STREAMS;
-	return spill_init(s, e);
+	s->table_bytes = fixed_table_bytes() + s->pool.segments_bytes + s->disk.segments_bytes +
+			 refine_table_bytes(s->refine);
+	s->pool.streams = s->has_disk ? POOL_STREAMS : s->refine ? POOL_REFINED + 1 : 1;
+	s->pool.reserve = s->refine ? 2 : 1;
+	rc = delta_create(&s->delta, cfg, &s->pool, e);
+	if (s->delta)
+		s->delta->refine = s->refine;
+	return rc || !s->has_disk ? rc : spill_init(s, e);
 }
 
 int swap_create(struct swap **out, const struct swap_config *cfg, struct err *e)
@@ -158,6 +173,7 @@ void swap_destroy(struct swap **s)
 	spill_fini(old);
 	disk_fini(&old->disk);
 	pool_fini(&old->pool);
+	refine_destroy(&old->refine);
 	free(old->lz4_state);
 	free(old);
 }
@@ -166,7 +182,8 @@ void swap_destroy(struct swap **s)
 
 uint64_t swap_checksum(const struct packed *k)
 {
-	uint64_t who = k->owner | (uint64_t)k->bytes << 32;
+	uint32_t how = k->is_refined ? TAG_REFINED : 0;
+	uint64_t who = k->owner | (uint64_t)(k->bytes | how) << 32;
 
 	return XXH3_64bits(k->data, k->bytes) ^ who * ODD_MIX;
 }
@@ -268,11 +285,14 @@ static int find_packed(const struct swap *s, swap_ref_t ref, struct packed *k)
 	return s->delta ? delta_found(s->delta, k) : -EIO;
 }
 
-/* The object's bytes are those that were put. */
-static int open_packed(const struct packed *k, void *page)
+int swap_open_alone(struct refine *r, const struct packed *k, void *page)
 {
+	const struct refined from = { .data = k->data, .bytes = k->bytes };
+
 	if (swap_checksum(k) != k->sum)
 		return -EIO;
+	if (k->is_refined)
+		return refine_unpack(r, &from, page);
 	if (k->bytes == PAGE_BYTES) {
 		memcpy(page, k->data, PAGE_BYTES);
 		return 0;
@@ -291,7 +311,7 @@ static int get_packed(const struct swap *s, swap_ref_t ref, uint64_t owner, void
 		counter_inc(CTR_swap_bad_object);
 		return -EIO;
 	}
-	if (k.is_delta ? delta_get(s->delta, &k, page) : open_packed(&k, page)) {
+	if (k.is_delta ? delta_get(s->delta, &k, page) : swap_open_alone(s->refine, &k, page)) {
 		counter_inc(CTR_swap_bad_checksum);
 		return -EIO;
 	}
@@ -303,7 +323,7 @@ int swap_unpack(const struct swap *s, swap_ref_t ref, const struct swap_read *r,
 	struct packed k;
 	bool is_found = !disk_find(&s->disk, ref, &r->from, &k) && k.owner == r->owner;
 
-	if (is_found && !open_packed(&k, page))
+	if (is_found && !swap_open_alone(s->refine, &k, page))
 		return 0;
 	counter_inc(is_found ? CTR_swap_bad_checksum : CTR_swap_bad_object);
 	counter_inc(CTR_swap_disk_bad);
@@ -412,6 +432,7 @@ void swap_stats(const struct swap *s, struct swap_stats *out)
 		.filled_pages = fill_pages(&s->fill),
 		.packed_pages = owned_pages(s),
 		.packed_bytes = packed,
+		.refined_pages = atomic_load(&s->pool.refined),
 		.hole_bytes = segments > packed ? segments - packed : 0,
 		.table_bytes = table_bytes(s),
 		.batch_bytes = spill_held_bytes(s),

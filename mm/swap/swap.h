@@ -5,6 +5,7 @@
  *   log.c    the pool: segments of 1 MiB, appended to, cleaned, given back
  *   delta.c  pages packed against a similar one; similar.c finds those, base.c
  *            keeps them for as long as they are needed
+ *   refine.c what stayed long packed again, smaller
  *   swap.c   all of them together: compress, checksum, put, get, drop
  *   file.c   the swap file: whose it is, its space
  *   disk.c   its segments: which are free, what is live, where an object is
@@ -18,6 +19,7 @@
  *                                    |no
  *                                    `--LZ4--> similar to a packed page, and smaller so?
  *                                        yes: a delta | no: plain | to the open segment
+ *   coldest segments --swap_refine(): zstd--> the segment for what is refined
  *   coldest segments --swap_spill(), swap_room(), swap_tidy()--> the swap file
  *   ref --swap_get()--> checksum --> the page's bytes      ref --swap_drop()--> gone
  *
@@ -31,7 +33,7 @@
  *
  * Threads: swap_put(), swap_clean() and what waits for the disk from one thread at a
  * time (the reclaimer).
- * swap_get() and swap_drop() from any threads, at the same time as each other and
+ * swap_refine() as swap_put().  swap_get() and swap_drop() from any threads, at the same time as each other and
  * as those two.  A ref must be live for as long as a call uses it: whoever owns
  * the page serialises get, drop and `move` of one ref (in the engine: the lock of
  * the page's chunk).
@@ -75,6 +77,15 @@ enum swap_delta {
 	SWAP_DELTA_SMALL,   /* LZ4's high compression encoder: smaller, and slower */
 };
 
+/* Packing anew, with zstd, what has been packed for some time: see refine.c. */
+enum swap_refine {
+	SWAP_REFINE_DEFAULT, /* SWAP_REFINE_ON */
+	SWAP_REFINE_OFF,
+	SWAP_REFINE_ON,
+};
+
+#define SWAP_REFINE_CAP_MIN_BYTES (16 * MiB)
+
 #define SWAP_CAP_MIN_BYTES (2 * MiB + 64 * KiB) /* two segments and their tables */
 
 #define SWAP_DELTA_CAP_MIN_BYTES (8 * MiB)
@@ -98,6 +109,8 @@ struct swap_config {
 	int acceleration;
 	/* Off where the cap is below SWAP_DELTA_CAP_MIN_BYTES, or with a disk _DISK_BYTES. */
 	enum swap_delta delta;
+	enum swap_refine refine; /* off where the cap is below SWAP_REFINE_CAP_MIN_BYTES */
+	uint64_t refine_age_ns; /* packed for so long before; 0: the default, 10 s */
 	const struct mm_host *host; /* NULL: mm_host_linux */
 	swap_move_fn *move; /* needed by swap_clean() */
 	void *move_ctx;
@@ -146,6 +159,13 @@ bool swap_is_filled(const struct swap *s, swap_ref_t ref, uint64_t *value);
  * is damaged, or refused by `move` and not yet dropped, stands in the way. */
 int64_t swap_clean(struct swap *s, unsigned slack_pct, uint64_t budget_bytes);
 
+/* Packs the coldest objects anew, however young they are, until budget_bytes of them were
+ * looked at.  Needs `move`, as the cleaner does; put thread.  True where there are more,
+ * and room for them. */
+bool swap_refine(struct swap *s, uint64_t budget_bytes);
+/* The same for what is old enough, and within a share of this thread's time. */
+bool swap_refine_some(struct swap *s);
+
 struct swap_stats {
 	uint64_t filled_pages, packed_pages;
 	uint64_t packed_bytes;  /* live objects with their headers */
@@ -157,6 +177,7 @@ struct swap_stats {
 	uint64_t disk_bytes;      /* live objects, each rounded up to 64 bytes */
 	uint64_t disk_used_bytes; /* segments that are in use, or bad */
 	uint64_t disk_size_bytes; /* all segments */
+	uint64_t refined_pages; /* of packed_pages: packed anew, in the pool still */
 	uint64_t delta_pages;   /* of packed_pages: packed against another page */
 	uint64_t delta_saved_bytes; /* what these would take more, each for itself */
 	uint64_t orphan_bytes;  /* of packed_bytes: dropped pages that deltas still need */

@@ -53,6 +53,11 @@ static void tier_tidy(void *ctx)
 	swap_tidy(s);
 }
 
+static bool tier_refine(void *ctx)
+{
+	return swap_refine_some(ctx);
+}
+
 static void tier_describe(void *ctx, uint64_t ref, char *text, size_t size)
 {
 	const struct swap *s = ctx;
@@ -113,7 +118,8 @@ static uint64_t tier_spill(void *ctx, uint64_t bytes)
 
 #define IN_MEMORY                                                             \
 	.put = tier_put, .get = tier_get, .drop = tier_drop,                  \
-	.held_bytes = tier_held_bytes, .tidy = tier_tidy, .describe = tier_describe
+	.held_bytes = tier_held_bytes, .tidy = tier_tidy, .refine = tier_refine,      \
+	.describe = tier_describe
 
 const struct mm_tier swap_tier = { IN_MEMORY };
 

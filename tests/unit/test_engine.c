@@ -90,11 +90,12 @@ static int failing_pagemap(void)
 }
 
 static const struct swap_disk_config *swap_disk; /* NULL: none */
+static uint64_t refine_age_ns;                   /* 0: the usual */
 
 static void use_swap(struct box *b, uint64_t cap_bytes)
 {
 	struct swap_config sc = { .max_pages = BOX_PAGES, .cap_bytes = cap_bytes,
-				  .disk = swap_disk };
+				  .disk = swap_disk, .refine_age_ns = refine_age_ns };
 	struct err err = { "" };
 
 	cr_assert_eq(swap_create(&b->swap, &sc, &err), 0, "%s", err.msg);
@@ -852,6 +853,12 @@ static bool enough_deltas(void)
 	       counter_get(CTR_swap_orphans) > 0;
 }
 
+static bool enough_refined(void)
+{
+	return enough_packed() && counter_get(CTR_swap_refined) > 1000 &&
+	       (!swap_disk || enough_on_disk());
+}
+
 static unsigned long count(enum counter c)
 {
 	return (unsigned long)counter_get(c);
@@ -947,7 +954,7 @@ static void stress_with_a_file(uint64_t bytes, bool encrypt, bool (*enough)(void
 	cr_assert_geq(fd, 0);
 	close(fd);
 	swap_disk = &disk;
-	stress(16 * MiB, enough);
+	stress(refine_age_ns ? SWAP_REFINE_CAP_MIN_BYTES : 16 * MiB, enough);
 	swap_disk = NULL;
 	unlink(path);
 }
@@ -984,4 +991,27 @@ Test(engine, stress_with_similar_pages_no_byte_is_ever_wrong)
 	fprintf(stderr, "deltas: %lu packed, %lu bases outlived their page\n",
 		(unsigned long)counter_get(CTR_swap_delta_puts),
 		(unsigned long)counter_get(CTR_swap_orphans));
+}
+
+static void tell_refined(void)
+{
+	fprintf(stderr, "refined: %lu pages, %lu too little gained, %lu moves refused\n",
+		(unsigned long)counter_get(CTR_swap_refined),
+		(unsigned long)counter_get(CTR_swap_refine_no_gain),
+		(unsigned long)counter_get(CTR_swap_move_refused));
+}
+
+Test(engine, stress_with_refining_no_byte_is_ever_wrong)
+{
+	refine_age_ns = 1000000;
+	pages_are_alike = true;
+	stress(20 * MiB, enough_refined);
+	tell_refined();
+}
+
+Test(engine, stress_with_refining_and_a_swap_file_no_byte_is_ever_wrong)
+{
+	refine_age_ns = 1000000;
+	stress_with_a_file(64 * MiB, false, enough_refined);
+	tell_refined();
 }
