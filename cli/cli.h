@@ -124,6 +124,7 @@ struct run_args {
 	uint64_t memory_bytes, limit_bytes, pool_cap_bytes, pool_acceleration, cpus,
 		stop_timeout_s;
 	unsigned hugepages, pool_delta; /* of `enum ram_huge`, `enum run_delta` */
+	unsigned pool_refine;           /* of refine_choices */
 	bool console, detach, no_reboot, allow_emulated, dry_run;
 };
 

@@ -536,7 +536,7 @@ static int put_pool(json_t *o, const struct run_args *a, struct err *e)
 	return 0;
 }
 
-/* Only where there is one: without, a brim-vmm that knows of none will do. */
+/* Only what was asked for: without, a brim-vmm that knows of none will do. */
 static int put_limits(json_t *o, const struct run_args *a, struct err *e)
 {
 	json_int_t limit = (json_int_t)a->limit_bytes, cap = (json_int_t)a->pool_cap_bytes;
@@ -545,6 +545,8 @@ static int put_limits(json_t *o, const struct run_args *a, struct err *e)
 		return err_sys(e, -ENOMEM, "--limit");
 	if (cap && json_object_set_new(o, "pool_cap_bytes", json_integer(cap)))
 		return err_sys(e, -ENOMEM, "--pool-cap");
+	if (a->pool_refine && json_object_set_new(o, "pool_refine", json_false()))
+		return err_sys(e, -ENOMEM, "--pool-refine");
 	return 0;
 }
 

@@ -169,6 +169,7 @@ BOOL_FIELD(read_console, console)
 BOOL_FIELD(read_die, die_with_parent)
 BOOL_FIELD(read_reboot, reboot)
 BOOL_FIELD(read_emulated, allow_emulated_kvm)
+BOOL_FIELD(read_pool_refine, pool_refine)
 BOOL_FIELD(read_s_encrypt, swap.encrypt)
 BOOL_FIELD(read_s_force, swap.force)
 BOOL_FIELD(read_b_oom, balloon.deflate_on_oom)
@@ -332,6 +333,7 @@ static const struct field fields_top[] = {
 	{ "pool_cap_bytes", read_pool_cap },
 	{ "pool_delta", read_pool_delta },
 	{ "pool_acceleration", read_pool_accel },
+	{ "pool_refine", read_pool_refine },
 	{ "swap", read_swap },
 	{ "cpus", read_cpus },
 	{ "kernel", read_kernel },
@@ -379,7 +381,7 @@ int vm_config_parse(struct vm_config *cfg, const char *json, size_t len, struct 
 
 	*cfg = (struct vm_config){
 		.memory_bytes = GiB, .cpus = 1, .rng = true, .console = true, .reboot = true,
-		.stop_timeout_s = 30,
+		.pool_refine = true, .stop_timeout_s = 30,
 		.balloon = { .deflate_on_oom = true, .reporting = true, .hinting = true,
 			     .poison = true, .stats_interval_s = 5 },
 	};

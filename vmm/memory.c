@@ -110,6 +110,7 @@ static int make(struct machine *m, struct err *e)
 				  .cap_bytes = m->cfg->pool_cap_bytes,
 				  .delta = m->cfg->pool_delta,
 				  .acceleration = (int)m->cfg->pool_acceleration,
+				  .refine = m->cfg->pool_refine ? SWAP_REFINE_ON : SWAP_REFINE_OFF,
 				  .disk = v->path[0] ? &disk : NULL };
 	struct engine_config ec = {
 		.ram = m->ram, .tier = sc.disk ? &swap_tier_disk : &swap_tier,
@@ -212,13 +213,14 @@ json_t *memory_json(const struct machine *m)
 	engine_stats(m->engine, &s);
 	swap_stats(m->swap, &pool);
 	return json_pack("{s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,"
-			 "s:I,s:o}",
+			 "s:I,s:I,s:o}",
 			 "limit_bytes", (json_int_t)s.limit_bytes,
 			 "wanted_bytes", (json_int_t)s.wanted_bytes,
 			 "present_bytes", bytes_of(s.present_pages),
 			 "staged_bytes", bytes_of(s.staged_pages),
 			 "filled_bytes", bytes_of(s.filled_pages),
 			 "packed_bytes", bytes_of(s.packed_pages),
+			 "refined_bytes", bytes_of(pool.refined_pages),
 			 "delta_bytes", bytes_of(pool.delta_pages),
 			 "delta_saved_bytes", (json_int_t)pool.delta_saved_bytes,
 			 "delta_orphan_bytes", (json_int_t)pool.orphan_bytes,

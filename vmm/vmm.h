@@ -72,6 +72,7 @@ struct vm_config {
 	uint64_t pool_cap_bytes;     /* of host memory, for packed pages; 0: none */
 	enum swap_delta pool_delta;  /* packed against similar pages, and how hard it tries */
 	unsigned pool_acceleration;  /* LZ4's; 0: the default */
+	bool pool_refine;            /* packed pages are packed anew, smaller, once cold */
 	struct vm_swap swap;
 	unsigned cpus;
 	char kernel[PATH_MAX];

@@ -93,6 +93,7 @@ Test(cli, wrong_options_say_what_is_wrong)
 		{ "--pool-acceleration 0", "--pool-acceleration: '0': the least is 1" },
 		{ "--pool-acceleration 65", "--pool-acceleration: '65': the most is 64" },
 		{ "--pool-acceleration fast", "'fast' is not a number" },
+		{ "--pool-refine maybe", "none of: on, off" },
 		{ "--cpus 0", "the least is 1" },
 		{ "--cpus 17", "the most is 16" },
 		{ "--cpus two", "'two' is not a number" },
@@ -308,7 +309,8 @@ Test(cli_spec, swap_is_described_as_given, .fini = remove_scratch)
 	char line[256], want[PATH_MAX];
 
 	cr_assert_eq(chdir(scratch), 0);
-	snprintf(line, sizeof(line), "-k %s --pool-cap 64M --swap a,,b,size=3G,encrypt", kernel);
+	snprintf(line, sizeof(line), "-k %s --pool-cap 64M --pool-refine off --swap a,,b,size=3G,"
+		 "encrypt", kernel);
 	cr_assert_eq(parse_run(line, &e), 0, "%s", e.msg);
 	cr_assert_eq(spec_build(&run_args, &config, &e), 0, "%s", e.msg);
 	swap = json_object_get(config, "swap");
@@ -318,6 +320,7 @@ Test(cli_spec, swap_is_described_as_given, .fini = remove_scratch)
 	cr_expect(json_is_true(json_object_get(swap, "encrypt")));
 	cr_expect(json_is_false(json_object_get(swap, "force")));
 	cr_expect(json_u64(config, "pool_cap_bytes", NULL, &bytes) && bytes == 64 * MiB);
+	cr_expect(json_is_false(json_object_get(config, "pool_refine")));
 	json_decref(config);
 	opt_fini(&in, &run_args);
 	snprintf(line, sizeof(line), "-k %s", kernel);
@@ -325,6 +328,7 @@ Test(cli_spec, swap_is_described_as_given, .fini = remove_scratch)
 	cr_assert_eq(spec_build(&run_args, &config, &e), 0, "%s", e.msg);
 	cr_expect_null(json_object_get(config, "swap"), "only where it is asked for");
 	cr_expect_null(json_object_get(config, "pool_cap_bytes"));
+	cr_expect_null(json_object_get(config, "pool_refine"));
 	json_decref(config);
 	opt_fini(&in, &run_args);
 	cr_assert_eq(chdir("/"), 0);

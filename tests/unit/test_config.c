@@ -221,6 +221,17 @@ Test(config, pool_settings_wrong_refused_by_name)
 	bad("\"pool_acceleration\":\"1\"", "pool_acceleration");
 }
 
+Test(config, pool_refine_on_unless_switched_off)
+{
+	good("");
+	cr_assert(cfg.pool_refine);
+	good("\"pool_refine\":false");
+	cr_assert_not(cfg.pool_refine);
+	good("\"pool_refine\":true");
+	cr_assert(cfg.pool_refine);
+	bad("\"pool_refine\":1", "pool_refine");
+}
+
 Test(config, swap_wrong_refused_by_name)
 {
 	bad("\"pool_cap_bytes\":16777215", "pool_cap_bytes");
