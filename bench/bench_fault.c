@@ -18,6 +18,7 @@
  *   _disk       brim's pages are in a swap file in /var/tmp, read past the host's cache;
  *               the peer's still in zram: what the disk costs, on this machine's disk.
  *   _delta      only pages that are away packed against another; the peer's are all.
+ *   _refined    only pages that were packed anew (mm/swap/refine.c) and are no deltas.
  *   _filled     all pages same-filled, half of them zero.
  *   zipf        as many touches as there are pages, page by page, of which the one of
  *               rank k has a share of 1/k, ranks all over memory: mean of all touches.
@@ -79,6 +80,8 @@ static bool away_in_brim(struct scene *s, uint64_t i)
 
 	if (s->only_deltas)
 		return guest_has_delta(&s->guest, i);
+	if (s->guest.refined)
+		return guest_has_refined(&s->guest, i);
 	return st == PAGE_PACKED || st == PAGE_FILLED || st == PAGE_DISK;
 }
 
@@ -442,6 +445,9 @@ int main(int argc, char **argv)
 	s.only_deltas = true;
 	compare_isolated(&b, &s, "_delta");
 	s.only_deltas = false;
+	s.guest.refined = true;
+	compare_isolated(&b, &s, "_refined");
+	s.guest.refined = false;
 	s.guest.on_disk = true;
 	compare_isolated(&b, &s, "_disk");
 	compare_sequential(&b, &s, "_disk");

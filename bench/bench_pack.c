@@ -7,7 +7,12 @@
  * pack.  The figure is kept bytes over bytes of content: less is better.  Beside it,
  * what that cost: CPU time of the process per page that is gone.
  *
- * lz4_ is without deltas, delta_ with LZ4's fast encoder for them, _small with its high
+ * lz4_ is without deltas and not refined; refined_ is that, refined (mm/swap/refine.c)
+ * after all has left, and refined_delta_ the same with deltas: CPU time a page is then of
+ * both, and refine_cpu_per_page what refining alone took, for each page refined (the
+ * peer's is what it takes for a page, once more).
+ *
+ * delta_ with LZ4's fast encoder for them, _small with its high
  * compression encoder.  What deltas gain is a matter of what guests hold:
  * BRIM_BENCH_PAGES (content.h) takes a real guest's memory.
  *
@@ -32,8 +37,9 @@
 
 struct scene {
 	struct sides sides;
+	bool refines;
 	double packed, tables, holes, refused; /* what brim keeps, in the last run */
-	double deltas, saved;
+	double deltas, saved, refined;
 };
 
 static double share(const struct scene *s, uint64_t bytes)
@@ -58,13 +64,23 @@ static uint64_t process_cpu_ns(void)
 	return (uint64_t)t.tv_sec * NS_PER_S + (uint64_t)t.tv_nsec;
 }
 
+/* CPU time of it. */
+static uint64_t refine(struct scene *s)
+{
+	uint64_t began = process_cpu_ns();
+
+	while (s->refines && swap_refine(s->sides.guest.swap, MiB))
+		;
+	return process_cpu_ns() - began;
+}
+
 static void take_brim(void *arg, double *out)
 {
 	struct scene *s = arg;
 	struct guest *g = &s->sides.guest;
 	struct engine_stats es;
 	struct swap_stats ss;
-	uint64_t away, cpu_ns;
+	uint64_t away, cpu_ns, refine_ns;
 	struct err e;
 
 	if (guest_hold(g, &s->sides.content, &e))
@@ -72,18 +88,21 @@ static void take_brim(void *arg, double *out)
 	cpu_ns = process_cpu_ns();
 	guest_evict(g);
 	cpu_ns = process_cpu_ns() - cpu_ns;
+	refine_ns = refine(s);
 	away = guest_away_pages(g);
 	engine_stats(g->engine, &es);
 	swap_stats(g->swap, &ss);
 	VERIFY(ss.filled_pages + ss.packed_pages == away);
 	out[0] = kept(s, ss.held_bytes + es.own_bytes, away);
-	out[1] = (double)cpu_ns / (double)away;
+	out[1] = (double)(cpu_ns + refine_ns) / (double)away;
+	out[2] = ss.refined_pages ? (double)refine_ns / (double)ss.refined_pages : 0;
 	s->packed = share(s, ss.packed_bytes);
 	s->tables = share(s, ss.table_bytes + es.own_bytes);
 	s->holes = share(s, ss.hole_bytes);
 	s->refused = share(s, (s->sides.content.pages - away) * PAGE_BYTES);
 	s->deltas = share(s, ss.delta_pages * PAGE_BYTES);
 	s->saved = share(s, ss.delta_saved_bytes);
+	s->refined = share(s, ss.refined_pages * PAGE_BYTES);
 	guest_close(g);
 }
 
@@ -126,21 +145,30 @@ static void take_zram(void *arg, double *out)
 	away = zram_away_pages(z);
 	out[0] = kept(s, zram_held_bytes(z), away);
 	out[1] = (double)cpu_ns / (double)away;
+	out[2] = out[1];
 	zram_drop(z);
 }
 
-static void compare(struct bench *b, struct scene *s, enum swap_delta delta,
-		    const struct take_figure *figures)
+enum refining { AS_IT_LEFT, REFINED };
+
+struct way {
+	enum swap_delta delta;
+	enum refining refining;
+	struct take_figure figures[3];
+};
+
+static void compare(struct bench *b, struct scene *s, const struct way *w)
 {
 	struct takes t = sides_takes(&s->sides, take_brim, take_zram, s);
 
-	t.figures[0] = figures[0];
-	t.figures[1] = figures[1];
-	s->sides.guest.delta = delta;
+	for (unsigned i = 0; i < ARRAY_LEN(w->figures); i++)
+		t.figures[i] = w->figures[i];
+	s->sides.guest.delta = w->delta;
+	s->refines = w->refining == REFINED;
 	takes_compare(b, &t);
 	printf("brim, of each byte: %.4f packed, %.4f tables, %.4f holes, %.4f pages that do not "
-	       "pack; %.4f are deltas, which save %.4f\n", s->packed, s->tables, s->holes,
-	       s->refused, s->deltas, s->saved);
+	       "pack; %.4f are deltas, which save %.4f; %.4f are refined\n", s->packed, s->tables,
+	       s->holes, s->refused, s->deltas, s->saved, s->refined);
 }
 
 static void measure_to_disk(struct bench *b, struct scene *s, enum swap_delta delta,
@@ -151,12 +179,28 @@ static void measure_to_disk(struct bench *b, struct scene *s, enum swap_delta de
 	t.figures[0] = figures[0];
 	t.figures[1] = figures[1];
 	s->sides.guest.delta = delta;
+	s->sides.guest.refined = false;
 	s->sides.guest.on_disk = true;
 	s->sides.guest.cap_bytes = s->sides.content.pages * PAGE_BYTES / 4;
 	takes_compare(b, &t);
 	printf("brim, of each byte: %.4f are deltas in the pool, which save %.4f\n", s->deltas,
 	       s->saved);
 }
+
+static const struct way ways[] = {
+	{ SWAP_DELTA_OFF, AS_IT_LEFT,
+	  { { "lz4_bytes", "B/B" }, { "lz4_cpu_per_page", "ns" } } },
+	{ SWAP_DELTA_FAST, AS_IT_LEFT,
+	  { { "delta_bytes", "B/B" }, { "delta_cpu_per_page", "ns" } } },
+	{ SWAP_DELTA_SMALL, AS_IT_LEFT,
+	  { { "delta_bytes_small", "B/B" }, { "delta_cpu_per_page_small", "ns" } } },
+	{ SWAP_DELTA_OFF, REFINED,
+	  { { "refined_bytes", "B/B" }, { "refined_cpu_per_page", "ns" },
+	    { "refine_cpu_per_page", "ns" } } },
+	{ SWAP_DELTA_FAST, REFINED,
+	  { { "refined_delta_bytes", "B/B" }, { "refined_delta_cpu_per_page", "ns" },
+	    { "refine_delta_cpu_per_page", "ns" } } },
+};
 
 int main(int argc, char **argv)
 {
@@ -167,12 +211,8 @@ int main(int argc, char **argv)
 	if (!guest_is_possible(&b))
 		return bench_end(&b);
 	sides_open(&b, &s.sides);
-	compare(&b, &s, SWAP_DELTA_OFF, (struct take_figure[]){
-		{ "lz4_bytes", "B/B" }, { "lz4_cpu_per_page", "ns" } });
-	compare(&b, &s, SWAP_DELTA_FAST, (struct take_figure[]){
-		{ "delta_bytes", "B/B" }, { "delta_cpu_per_page", "ns" } });
-	compare(&b, &s, SWAP_DELTA_SMALL, (struct take_figure[]){
-		{ "delta_bytes_small", "B/B" }, { "delta_cpu_per_page_small", "ns" } });
+	for (unsigned i = 0; i < ARRAY_LEN(ways); i++)
+		compare(&b, &s, &ways[i]);
 	measure_to_disk(&b, &s, SWAP_DELTA_OFF, (struct take_figure[]){
 		{ "lz4_to_disk", "B/B" }, { "lz4_to_disk_cpu_per_page", "ns" } });
 	measure_to_disk(&b, &s, SWAP_DELTA_FAST, (struct take_figure[]){

@@ -331,6 +331,10 @@ void guest_evict(struct guest *g)
 	engine_reclaim(g->engine, g->content->pages * PAGE_BYTES);
 	while (engine_tick(g->engine))
 		;
+	if (g->refined)
+		pool_close_all(&g->swap->pool);
+	while (g->refined && swap_refine(g->swap, MiB))
+		;
 	if (g->on_disk && !g->cap_bytes)
 		swap_spill(g->swap, g->content->pages * PAGE_BYTES);
 	atomic_store(&g->engine->wanted_bytes, 0); /* what did not pack is not waited for */
@@ -356,18 +360,32 @@ enum page_state guest_state(struct guest *g, uint64_t i)
 	return s;
 }
 
-bool guest_has_delta(struct guest *g, uint64_t i)
+/* False: it is not packed. */
+static bool object_of(struct guest *g, uint64_t i, struct packed *k)
 {
 	struct chunk *c = chunk_of(&g->engine->pages, i);
 	const struct page *p = &g->engine->pages.page[i];
-	struct packed k;
-	bool is_delta;
+	bool is_there;
 
 	pthread_mutex_lock(&c->lock);
-	is_delta = p->state == PAGE_PACKED &&
-		   !pool_find(&g->swap->pool, (swap_ref_t){ p->payload }, &k) && k.is_delta;
+	is_there = p->state == PAGE_PACKED &&
+		   !pool_find(&g->swap->pool, (swap_ref_t){ p->payload }, k);
 	pthread_mutex_unlock(&c->lock);
-	return is_delta;
+	return is_there;
+}
+
+bool guest_has_delta(struct guest *g, uint64_t i)
+{
+	struct packed k;
+
+	return object_of(g, i, &k) && k.is_delta;
+}
+
+bool guest_has_refined(struct guest *g, uint64_t i)
+{
+	struct packed k;
+
+	return object_of(g, i, &k) && k.is_refined && !k.is_delta;
 }
 
 bool guest_is_possible(const struct bench *b)

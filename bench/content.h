@@ -63,6 +63,7 @@ struct guest {
 	bool on_disk;     /* what leaves goes on to a swap file in /var/tmp */
 	enum swap_delta delta; /* set before guest_hold(), as the next */
 	uint64_t cap_bytes; /* of the pool; with a disk what exceeds it goes there, no more */
+	bool refined;     /* what has left is refined at once */
 };
 
 /* New RAM with the content in it, small pages, under an engine without reclaimer and
@@ -76,6 +77,8 @@ uint64_t guest_away_pages(const struct guest *g);
 enum page_state guest_state(struct guest *g, uint64_t i);
 /* Is page i away, packed against another? */
 bool guest_has_delta(struct guest *g, uint64_t i);
+/* Is it away, refined, and no delta? */
+bool guest_has_refined(struct guest *g, uint64_t i);
 
 /* Prints a line and returns false where the engine cannot run on this machine. */
 bool guest_is_possible(const struct bench *b);
