@@ -9,6 +9,9 @@
  * So a row at 0 stays at 0 until the put thread itself reuses it, and a row that
  * somebody holds a ref to does not change.
  *
+ * A row stands for many pages, and all of them are what it says: so it has a check, and
+ * a damaged one is an error for each of them, as a damaged object is for its page.
+ *
  * Invariants: a value is in at most one row that is in use; the refs of all rows
  * together are the live same-filled pages.
  */
@@ -28,17 +31,30 @@ bool fill_matches(const void *page, uint64_t *value)
 	return true;
 }
 
+/* A bijection of the value, other in each row. */
+static uint64_t check_of(const struct fill *f, const struct fill_row *r)
+{
+	uint64_t z = (r->value ^ (uint64_t)(r - f->rows) << 32) * 0x9e3779b97f4a7c15u;
+
+	return (z ^ z >> 32) * 0xc2b2ae3d27d4eb4fu;
+}
+
+static bool is_sound(const struct fill *f, const struct fill_row *r)
+{
+	return r->check == check_of(f, r);
+}
+
 /* The value's row: that which has it, or one that is not in use, or NULL. */
 static struct fill_row *find_row(struct fill *f, uint64_t value)
 {
 	struct fill_row *unused = NULL;
 
 	if (value == 0)
-		return &f->rows[0];
+		return is_sound(f, &f->rows[0]) ? &f->rows[0] : NULL;
 	for (unsigned i = 1; i < FILL_ROWS; i++) {
 		struct fill_row *r = &f->rows[i];
 
-		if (r->value == value)
+		if (r->value == value && is_sound(f, r))
 			return r;
 		/* acquire: whoever read the old value is done with it */
 		if (!unused && atomic_load_explicit(&r->refs, memory_order_acquire) == 0)
@@ -53,8 +69,10 @@ bool fill_take(struct fill *f, uint64_t value, swap_ref_t *ref)
 
 	if (!r)
 		return false;
-	if (r->value != value)
+	if (r->value != value || !is_sound(f, r)) {
 		r->value = value;
+		r->check = check_of(f, r);
+	}
 	atomic_fetch_add_explicit(&r->refs, 1, memory_order_relaxed);
 	ref->v = (uint64_t)(r - f->rows) + 1;
 	return true;
@@ -67,7 +85,7 @@ bool fill_value(const struct fill *f, swap_ref_t ref, uint64_t *value)
 	if (ref.v == 0 || ref.v > FILL_ROWS)
 		return false;
 	r = &f->rows[ref.v - 1];
-	if (atomic_load_explicit(&r->refs, memory_order_relaxed) == 0)
+	if (atomic_load_explicit(&r->refs, memory_order_relaxed) == 0 || !is_sound(f, r))
 		return false;
 	*value = r->value;
 	return true;
@@ -94,7 +112,7 @@ void fill_verify(const struct fill *f)
 	for (unsigned i = 1; i < FILL_ROWS; i++) {
 		if (atomic_load(&f->rows[i].refs) == 0)
 			continue;
-		VERIFY(f->rows[i].value != 0);
+		VERIFY(f->rows[i].value != 0 && is_sound(f, &f->rows[i]));
 		for (unsigned k = 1; k < i; k++)
 			VERIFY(f->rows[k].value != f->rows[i].value);
 	}

@@ -23,7 +23,8 @@
 #define FILL_ROWS 256u
 
 struct fill_row {
-	uint64_t value; /* owned by the put thread; fixed while refs > 0 */
+	uint64_t value; /* owned by the put thread; fixed while refs > 0, as the next */
+	uint64_t check; /* over value and row; 0 of row 0 */
 	_Atomic uint64_t refs;
 };
 
@@ -35,7 +36,7 @@ struct fill {
 bool fill_matches(const void *page, uint64_t *value);
 /* Takes a reference to the value's row.  False: the table is full.  Put thread. */
 bool fill_take(struct fill *f, uint64_t value, swap_ref_t *ref);
-/* False where the ref is no row in use.  Any thread, as the two below. */
+/* False where the ref is no row in use, or a damaged one.  Any thread, as the two below. */
 bool fill_value(const struct fill *f, swap_ref_t ref, uint64_t *value);
 void fill_drop(struct fill *f, swap_ref_t ref);
 uint64_t fill_pages(const struct fill *f);

@@ -364,6 +364,48 @@ Test(swap, swap_nearly_filled_page_packed)
 	end();
 }
 
+/* Any bit of it: all its pages are errors, those of other rows and new ones are not. */
+static void damage_row(uint64_t *word, unsigned bit, uint64_t value)
+{
+	const uint64_t before = counter_get(CTR_swap_bad_object);
+	struct page page, got;
+	swap_ref_t again;
+
+	*word ^= (uint64_t)1 << bit;
+	cr_assert_eq(swap_get(sh->s, (swap_ref_t){ value ? 2 : 1 }, 0, &got), -EIO);
+	cr_assert_eq(counter_get(CTR_swap_bad_object), before + 1);
+	pattern(&page, value);
+	cr_assert_eq(swap_put(sh->s, 9, &page, &again), 0);
+	cr_assert_eq(swap_get(sh->s, again, 9, &got), 0);
+	cr_assert(same(&page, &got));
+	swap_drop(sh->s, again);
+	*word ^= (uint64_t)1 << bit;
+}
+
+Test(swap, swap_pattern_row_damaged_eio_and_taken_for_no_other_page)
+{
+	static const uint64_t values[] = { 0, 0x6b6b6b6b6b6b6b6b, 7 };
+	swap_ref_t ref[ARRAY_LEN(values)];
+	struct page page, got;
+
+	begin(CAP);
+	for (unsigned i = 0; i < ARRAY_LEN(values); i++) {
+		pattern(&page, values[i]);
+		cr_assert_eq(swap_put(sh->s, i, &page, &ref[i]), 0);
+		cr_assert_eq(ref[i].v, i + 1);
+	}
+	for (unsigned bit = 0; bit < 64; bit++)
+		for (unsigned i = 0; i < 2; i++) {
+			damage_row(&sh->s->fill.rows[i].value, bit, values[i]);
+			damage_row(&sh->s->fill.rows[i].check, bit, values[i]);
+			cr_assert_eq(swap_get(sh->s, ref[2], 2, &got), 0);
+			cr_assert(same(&page, &got));
+		}
+	for (unsigned i = 0; i < ARRAY_LEN(values); i++)
+		swap_drop(sh->s, ref[i]);
+	end();
+}
+
 Test(swap, swap_pattern_table_full_packed_instead)
 {
 	swap_ref_t ref[2 * FILL_ROWS];
