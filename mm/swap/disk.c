@@ -347,6 +347,16 @@ void disk_wrote(struct disk *d, uint32_t segment, int rc)
 		  ": %s", d->path, ERRORS_MAX, disk_offset(segment), strerror(-rc));
 }
 
+/* A batch ends at so many objects, however small (BATCH_OBJECTS): each counts for its share
+ * at least.  Else what can never be denser would be cleaned over and over. */
+static uint64_t filled_units(uint64_t live)
+{
+	uint64_t by_number = live % LIVE_PIN / LIVE_OBJECT * (SEGMENT_UNITS / BATCH_OBJECTS);
+	uint64_t units = live & LIVE_UNITS_MASK;
+
+	return units > by_number ? units : by_number;
+}
+
 uint32_t disk_emptiest(const struct disk *d, uint64_t units, uint64_t *holes)
 {
 	uint32_t best = SEGMENT_NONE;
@@ -355,14 +365,14 @@ uint32_t disk_emptiest(const struct disk *d, uint64_t units, uint64_t *holes)
 	*holes = 0;
 	for (uint32_t i = 0; i < d->fresh; i++) {
 		uint64_t live = atomic_load_explicit(&d->segments[i].live, memory_order_relaxed);
+		uint64_t filled = filled_units(live);
 
-		if (!live || live >= LIVE_PIN || d->segments[i].is_spoiled ||
-		    (live & LIVE_UNITS_MASK) >= units)
+		if (!live || live >= LIVE_PIN || d->segments[i].is_spoiled || filled >= units)
 			continue;
-		*holes += SEGMENT_UNITS - (live & LIVE_UNITS_MASK);
-		if ((live & LIVE_UNITS_MASK) >= least)
+		*holes += SEGMENT_UNITS - filled;
+		if (filled >= least)
 			continue;
-		least = live & LIVE_UNITS_MASK;
+		least = filled;
 		best = i;
 	}
 	return best;

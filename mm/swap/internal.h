@@ -561,7 +561,8 @@ void disk_pin(struct disk *d, swap_ref_t ref);
 void disk_unpin(struct disk *d, uint32_t segment);
 /* How a write ended: 0 or -errno. */
 void disk_wrote(struct disk *d, uint32_t segment, int rc);
-/* Of the segments with fewer live units than that the emptiest; and what they lack. */
+/* Of the segments with less live than so many units the emptiest; and what they lack.  An
+ * object counts for its share of a batch at least. */
 uint32_t disk_emptiest(const struct disk *d, uint64_t units, uint64_t *holes);
 /* Tells the device of freed segments, a few at a time.  Put thread. */
 void disk_discard(struct disk *d);

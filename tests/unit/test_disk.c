@@ -1000,6 +1000,31 @@ Test(disk, disk_cleaned_when_full_content_kept)
 	clean_file(ENCRYPTED);
 }
 
+/* They end a segment by their number: what it has left is no hole to be closed. */
+Test(disk, disk_segments_full_of_small_objects_not_cleaned_over_and_over)
+{
+	uint64_t before = counter_get(CTR_swap_disk_cleaned);
+
+	begin_sized(PLAIN, 5 * MiB);
+	put_many(0, 8000, 16);
+	spill_all();
+	put_many(8000, 150, RAW_NOISE);
+	spill_all();
+	cr_assert_eq(stats().disk_used_bytes, 3 * MiB);
+	cr_assert_lt(stats().disk_bytes, 2 * MiB);
+	tidy_until_idle();
+	cr_assert_lt(counter_get(CTR_swap_disk_cleaned) - before, 8000, "%" PRIu64,
+		     counter_get(CTR_swap_disk_cleaned) - before);
+	check_all();
+	for (unsigned i = 0; i < 8000; i++)
+		if (i % 4)
+			drop(i);
+	tidy_until_idle();
+	cr_assert_leq(stats().disk_used_bytes, 2 * MiB, "and when they are few they are");
+	check_all();
+	end();
+}
+
 Test(disk, disk_cleaning_meets_damage_loses_nothing_else)
 {
 	uint64_t before = counter_get(CTR_swap_disk_read_errors);
