@@ -3,8 +3,8 @@
  * reclaim.c, huge.c, throttle.c, share.c.
  *
  * Locks, in order: `turn` (which fault thread listens) or `take` (a reclaimer's batch
- * against a discard), then one chunk's lock.  Never two chunks at once; no system call under them that waits
- * for a fault.
+ * against a discard), then one chunk's lock, then that of a decoder of the tier (refine.c).
+ * Never two chunks at once; no system call under them that waits for a fault.
  */
 #ifndef BRIM_MM_INTERNAL_H
 #define BRIM_MM_INTERNAL_H

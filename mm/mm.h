@@ -12,7 +12,7 @@
  *
  * Lock order (whole process): a virtio_dev's lock, then the PCI/MSI-X lock,
  * then the console lock; under any of these the engine's `take`, then the lock
- * of one chunk.
+ * of one chunk, then that of a decoder of mm/swap/refine.c.
  *
  * Invariants:
  *  I1  Every translation of a guest address goes through ram_at(), with its

@@ -14,6 +14,9 @@
  * Depth is one: a base is always packed alone, so a get unpacks two objects and no
  * more.
  *
+ * A delta that stayed is packed anew against the same base, with zstd, behind the same
+ * head (refine.c); what is booked as saved stays what LZ4 saved.
+ *
  * Damage.  A delta's checksum is mixed with its base's, and the base is checked by its
  * own before it is used: a wrong base is an error, never other bytes.  A delta whose
  * head is damaged names no row; its base then stays for good.

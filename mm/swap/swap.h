@@ -137,8 +137,9 @@ int swap_put(struct swap *s, uint64_t owner, const void *page, swap_ref_t *ref);
 
 /* Writes the page's PAGE_BYTES to `page`.  -EIO, and a count of swap_bad_checksum
  * or swap_bad_object, where the object is damaged or not owner's: `page` is then
- * undefined, and the VM cannot go on.  Does not drop the ref.  1 us, twice that for a
- * delta, takes no lock; from disk it waits for the disk (the engine reads by itself:
+ * undefined, and the VM cannot go on.  Does not drop the ref.  2 us, twice that for a
+ * delta, and takes no lock; 6 us for what was refined, which may wait for one of a few
+ * decoders, for as long; from disk it waits for the disk (the engine reads by itself:
  * struct mm_tier). */
 int swap_get(struct swap *s, swap_ref_t ref, uint64_t owner, void *page);
 
