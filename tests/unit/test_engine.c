@@ -1015,3 +1015,36 @@ Test(engine, stress_with_refining_and_a_swap_file_no_byte_is_ever_wrong)
 	stress_with_a_file(64 * MiB, false, enough_refined);
 	tell_refined();
 }
+
+/* Eight letters in no order, which zstd packs far better than LZ4. */
+static void fill_text(uint8_t *page, uint64_t seed)
+{
+	for (unsigned i = 0; i < PAGE_BYTES; i++) {
+		seed = seed * 6364136223846793005u + 1442695040888963407u;
+		page[i] = i < 2400 ? (uint8_t)"etaoinsh"[seed >> 61] : 0;
+	}
+}
+
+/* Nobody asks for rounds any more: what was taken is refined all the same, and comes back. */
+Test(engine, pages_taken_once_refined_while_nobody_asks)
+{
+	static struct box b;
+	uint8_t want[PAGE_BYTES];
+	uint64_t end = now_ns() + 60 * 1000000000ull, before = counter_get(CTR_swap_refined);
+
+	refine_age_ns = 50000000;
+	cr_assert_eq(box_open_capped(&b, (struct engine_config){ .pass_ns = 20000000 }, GiB), 0);
+	for (uint64_t i = 0; i < 4096; i++)
+		fill_text(at(&b, i), i);
+	engine_reclaim(b.e, 4096 << PAGE_SHIFT);
+	while (counter_get(CTR_swap_refined) < before + 1000 && now_ns() < end)
+		usleep(10000);
+	cr_assert_geq(counter_get(CTR_swap_refined), before + 1000);
+	for (uint64_t i = 0; i < 4096; i++) {
+		fill_text(want, i);
+		cr_assert_eq(memcmp(at(&b, i), want, sizeof(want)), 0, "page %lu", (unsigned long)i);
+	}
+	cr_assert_eq(b.fatal, 0);
+	reclaim_stop(b.e);
+	box_close(&b);
+}
