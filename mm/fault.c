@@ -41,6 +41,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#define AHEAD_READS 2u
+#define AHEAD_PAGES ((1 + AHEAD_READS) * AROUND_MAX) /* behind the page that faulted */
 #define AROUND_SLACK 8u /* pages at home that a sequential reader passes without a fault */
 #define MESSAGES 2u /* read in one go: a second one means that another thread is wanted */
 #define NO_CPU (-1)
@@ -185,13 +187,15 @@ static int64_t give_zeroes(struct fault_server *s, uint64_t index, uint64_t n)
 static void serve_guest(struct fault_server *s, struct chunk *c, uint64_t index)
 {
 	struct engine *e = s->e;
-	int64_t n = give_zeroes(s, index, plan_untouched(e, c, index));
-	uint64_t around = n > 1 ? (uint64_t)n - 1 : 0;
+	uint64_t around;
+	int64_t n;
 
+	counter_inc(CTR_engine_faults_untouched);
+	n = give_zeroes(s, index, plan_untouched(e, c, index));
+	around = n > 1 ? (uint64_t)n - 1 : 0;
 	counter_add(CTR_engine_untouched_around, around);
 	atomic_fetch_add(&e->arrived_pages, around);
 	c->next = (uint16_t)((index + 1 + around) % CHUNK_PAGES);
-	counter_inc(CTR_engine_faults_untouched);
 	/* ENOENT: not watched any more, so that its own touch gets the page. */
 	if (n == -EEXIST || n == -ENOENT)
 		fault_wake(e, index, 1);
@@ -294,7 +298,6 @@ void fault_home(struct engine *e, uint64_t index, uint64_t n)
 		else
 			e->tier->drop(e->tier_ctx, was.payload);
 	}
-	chunk_of(&e->pages, index)->next = (uint16_t)((index + n) % CHUNK_PAGES);
 }
 
 static void damaged(struct engine *e, uint64_t index, int rc)
@@ -397,12 +400,72 @@ static void end_turn(struct fault_server *s)
 	s->has_turn = false;
 }
 
+/* What a fault on a page on disk starts; NULL: nothing. */
+struct reads {
+	struct page_read *first, *ahead[AHEAD_READS];
+};
+
+/* For a reader that has been sequential for a while: what is behind, up to a page that is
+ * elsewhere or too far.  Lock held. */
+static void plan_ahead(struct engine *e, struct chunk *c, uint64_t index, struct reads *out)
+{
+	uint64_t end = (index / CHUNK_PAGES + 1) * CHUNK_PAGES, at = index;
+	const struct page *p = e->pages.page;
+
+	if (c->around < AROUND_MAX)
+		return;
+	if (end > index + AHEAD_PAGES)
+		end = index + AHEAD_PAGES;
+	for (unsigned k = 0; k < AHEAD_READS; k++) {
+		while (at < end && (p[at].state == PAGE_GUEST || p[at].reading))
+			at++;
+		if (at < end && p[at].state == PAGE_DISK)
+			out->ahead[k] = read_plan_ahead(e->reader, at, AROUND_MAX);
+		if (!out->ahead[k])
+			return;
+		at = read_end(out->ahead[k]);
+		c->next = (uint16_t)(at % CHUNK_PAGES);
+	}
+}
+
+/* False: there is no place for another read now. Lock held. */
+static bool plan_reads(struct engine *e, struct chunk *c, uint64_t index, struct reads *out)
+{
+	bool is_joined = e->pages.page[index].reading;
+
+	if (is_joined) {
+		counter_inc(CTR_engine_disk_joined); /* its end wakes this one too */
+	} else {
+		out->first = read_plan(e->reader, index, plan_around(c, index));
+		if (!out->first)
+			return false;
+		counter_inc(CTR_engine_faults_disk);
+		c->next = (uint16_t)(read_end(out->first) % CHUNK_PAGES);
+	}
+	plan_ahead(e, c, index, out);
+	return true;
+}
+
+static void start_reads(struct fault_server *s, const struct reads *rd)
+{
+	struct reader *r = s->e->reader;
+	bool is_by_hand = rd->first && !read_start(r, rd->first);
+
+	for (unsigned k = 0; k < AHEAD_READS && rd->ahead[k]; k++)
+		if (is_by_hand || !read_start(r, rd->ahead[k]))
+			read_cancel(r, rd->ahead[k]);
+	if (is_by_hand) {
+		end_turn(s);
+		read_by_hand(r, rd->first, s->buf);
+	}
+}
+
 /* True once the page is served or on its way.  False: no place for another read now. */
 static bool serve(struct fault_server *s, uint64_t index)
 {
 	struct engine *e = s->e;
 	struct chunk *c = chunk_of(&e->pages, index);
-	struct page_read *rd = NULL;
+	struct reads rd = { NULL };
 	bool is_served = true;
 
 	pthread_mutex_lock(&c->lock);
@@ -416,22 +479,13 @@ static bool serve(struct fault_server *s, uint64_t index)
 		serve_tier(s, c, index);
 		break;
 	case PAGE_DISK:
-		if (e->pages.page[index].reading) {
-			counter_inc(CTR_engine_disk_joined); /* its end wakes this one too */
-			break;
-		}
-		rd = read_plan(e->reader, index, plan_around(c, index));
-		is_served = rd;
+		is_served = plan_reads(e, c, index, &rd);
 		break;
 	default:
 		serve_guest(s, c, index);
 	}
 	pthread_mutex_unlock(&c->lock);
-	counter_add(CTR_engine_faults_disk, rd != NULL);
-	if (rd && !read_start(e->reader, rd)) {
-		end_turn(s);
-		read_by_hand(e->reader, rd, s->buf);
-	}
+	start_reads(s, &rd);
 	return is_served;
 }
 

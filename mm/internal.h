@@ -221,8 +221,15 @@ void reader_wait(struct reader *r);
 /* A read of the DISK page and at most want - 1 behind it; NULL: too many are on their
  * way.  Lock held. */
 struct page_read *read_plan(struct reader *r, uint64_t index, uint64_t want);
-/* False: the ring does not take it, so read_by_hand().  Lock not held. */
+/* The same ahead of a sequential reader, for a page nobody waits for; NULL as well where
+ * faults may soon want the places.  Lock held. */
+struct page_read *read_plan_ahead(struct reader *r, uint64_t index, uint64_t want);
+/* The page behind its last. */
+uint64_t read_end(const struct page_read *rd);
+/* False: the ring does not take it, so read_by_hand(), or read_cancel() where it is one
+ * ahead.  Lock not held. */
 bool read_start(struct reader *r, struct page_read *rd);
+void read_cancel(struct reader *r, struct page_read *rd);
 /* Waits for the disk.  `buf` holds AROUND_MAX pages. */
 void read_by_hand(struct reader *r, struct page_read *rd, uint8_t *buf);
 

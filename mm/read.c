@@ -4,7 +4,9 @@
  *   fault on a DISK page, its chunk's lock held
  *     ─► read_plan(): the page and, for a sequential reader, those behind it whose
  *        blocks join on; each pinned in the tier and marked `reading`
- *     ─► lock dropped, read_start(): one read, into the ring
+ *     ─► behind a steady one's, two more reads, ahead of it: it finds their pages home, or
+ *        joins
+ *     ─► lock dropped, read_start(): the reads, into the ring
  *     ─► the fault thread serves other faults; one on a page marked `reading` joins: it
  *        only sleeps on
  *     ─► the disk thread: decrypted and unpacked without locks, then under the chunk's
@@ -33,6 +35,7 @@
 
 #define READS_MAX 32u /* the next fault on disk waits for one to end */
 #define READ_TRIES 3u
+#define AHEAD_SPARE (READS_MAX / 2) /* places that reads ahead leave to faults */
 
 struct page_read {
 	struct aio_op op;
@@ -40,6 +43,7 @@ struct page_read {
 	uint64_t index; /* of the page that faulted: the first */
 	uint64_t n;
 	bool is_narrow; /* only the first page's blocks were read */
+	bool is_ahead;  /* nobody had touched the first page when it was planned */
 	uint64_t ref[AROUND_MAX];
 	struct page_read *next; /* in the list of idle ones */
 };
@@ -58,6 +62,7 @@ struct reader {
 	pthread_cond_t has_idle;
 	/* under lock */
 	struct page_read *idle;
+	unsigned idle_count;
 	struct page_read all[READS_MAX];
 };
 
@@ -73,6 +78,7 @@ static int reader_buffers(struct reader *r)
 		r->all[i].from.raw = r->raw + (size_t)i * MM_EXTENT_MAX;
 		r->all[i].next = r->idle;
 		r->idle = &r->all[i];
+		r->idle_count++;
 	}
 	return 0;
 }
@@ -132,14 +138,17 @@ static bool join_extent(struct reader *r, struct page_read *rd, uint64_t index)
 	return true;
 }
 
-static struct page_read *take_idle(struct reader *r)
+/* NULL: no more than `spare` are left. */
+static struct page_read *take_idle(struct reader *r, unsigned spare)
 {
-	struct page_read *rd;
+	struct page_read *rd = NULL;
 
 	pthread_mutex_lock(&r->lock);
-	rd = r->idle;
-	if (rd)
+	if (r->idle_count > spare) {
+		rd = r->idle;
 		r->idle = rd->next;
+		r->idle_count--;
+	}
 	pthread_mutex_unlock(&r->lock);
 	return rd;
 }
@@ -152,21 +161,43 @@ void reader_wait(struct reader *r)
 	pthread_mutex_unlock(&r->lock);
 }
 
-struct page_read *read_plan(struct reader *r, uint64_t index, uint64_t want)
+static void plan(struct reader *r, struct page_read *rd, uint64_t index, uint64_t want)
 {
-	struct page_read *rd = take_idle(r);
 	uint64_t end = (index / CHUNK_PAGES + 1) * CHUNK_PAGES;
 
 	VERIFY(want >= 1 && want <= AROUND_MAX);
-	if (!rd)
-		return NULL;
 	rd->index = index;
 	rd->n = 0;
-	rd->is_narrow = false;
+	rd->is_narrow = rd->is_ahead = false;
 	while (rd->n < want && index + rd->n < end && join_extent(r, rd, index + rd->n))
 		;
 	VERIFY(rd->n > 0);
+}
+
+struct page_read *read_plan(struct reader *r, uint64_t index, uint64_t want)
+{
+	struct page_read *rd = take_idle(r, 0);
+
+	if (rd)
+		plan(r, rd, index, want);
 	return rd;
+}
+
+struct page_read *read_plan_ahead(struct reader *r, uint64_t index, uint64_t want)
+{
+	struct page_read *rd = r->aio ? take_idle(r, AHEAD_SPARE) : NULL;
+
+	if (rd) {
+		plan(r, rd, index, want);
+		rd->is_ahead = true;
+		counter_inc(CTR_engine_disk_ahead);
+	}
+	return rd;
+}
+
+uint64_t read_end(const struct page_read *rd)
+{
+	return rd->index + rd->n;
 }
 
 /* ---- the end of a read ------------------------------------------------------------ */
@@ -208,14 +239,14 @@ static uint64_t home_run(struct reader *r, struct page_read *rd, uint64_t i, con
 		return 0;
 	done = fault_copy_in(r->e, rd->index + i, from, n);
 	if (done < 0) {
-		if (i == 0)
+		if (i == 0 && !rd->is_ahead)
 			engine_dead(r->e, rd->index, "no memory to bring it back", (int)done);
 		return 0;
 	}
 	fault_home(r->e, rd->index + i, (uint64_t)done);
 	counter_add(CTR_engine_pages_disk, (uint64_t)done);
 	/* the page that faulted was counted then */
-	atomic_fetch_add(&r->e->arrived_pages, (uint64_t)done - (i == 0));
+	atomic_fetch_add(&r->e->arrived_pages, (uint64_t)done - (i == 0 && !rd->is_ahead));
 	return (uint64_t)done;
 }
 
@@ -263,6 +294,7 @@ static void retire(struct reader *r, struct page_read *rd)
 	pthread_mutex_lock(&r->lock);
 	rd->next = r->idle;
 	r->idle = rd;
+	r->idle_count++;
 	pthread_cond_signal(&r->has_idle);
 	pthread_mutex_unlock(&r->lock);
 }
@@ -275,7 +307,8 @@ static void finish(struct reader *r, struct page_read *rd, uint8_t *buf)
 
 	unpacked = unpack_all(r, rd, buf, &rc);
 	pthread_mutex_lock(&c->lock);
-	if (unpacked == 0 && is_ours(r, rd, 0)) {
+	/* One ahead is not believed: who waits for its first page reads that by itself. */
+	if (unpacked == 0 && is_ours(r, rd, 0) && !rd->is_ahead) {
 		lost(r, rd, rc);
 		let_go(r, rd, 1); /* but its toucher is not to be woken */
 	} else if (all_home(r, rd, buf, unpacked) < rd->n) {
@@ -329,6 +362,20 @@ bool read_start(struct reader *r, struct page_read *rd)
 	return r->aio && aio_start(r->aio, &rd->op) == 0;
 }
 
+static void end(struct reader *r, struct page_read *rd)
+{
+	if (rd->op.result && !rd->is_ahead)
+		read_by_hand(r, rd, r->buf);
+	else
+		finish(r, rd, r->buf);
+}
+
+void read_cancel(struct reader *r, struct page_read *rd)
+{
+	rd->op.result = -ECANCELED;
+	finish(r, rd, NULL);
+}
+
 static void *disk_main(void *arg)
 {
 	struct reader *r = arg;
@@ -338,10 +385,8 @@ static void *disk_main(void *arg)
 	while (!r->stopping || aio_on_way(r->aio)) {
 		struct aio_op *op = aio_reap(r->aio, AIO_WAIT_WAKE);
 
-		if (op && op->result)
-			read_by_hand(r, op->user, r->buf);
-		else if (op)
-			finish(r, op->user, r->buf);
+		if (op)
+			end(r, op->user);
 	}
 	return NULL;
 }

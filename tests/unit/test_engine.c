@@ -1034,16 +1034,17 @@ Test(engine, pages_taken_once_refined_while_nobody_asks)
 	uint64_t end = now_ns() + 60 * 1000000000ull, before = counter_get(CTR_swap_refined);
 
 	refine_age_ns = 50000000;
-	cr_assert_eq(box_open_capped(&b, (struct engine_config){ .pass_ns = 20000000 }, GiB), 0);
+	use_swap(&b, GiB);
+	box_open(&b, RAM_HUGE_NEVER, (struct engine_config){ .pass_ns = 20000000 });
 	for (uint64_t i = 0; i < 4096; i++)
-		fill_text(at(&b, i), i);
+		fill_text(box_at(&b, i), i);
 	engine_reclaim(b.e, 4096 << PAGE_SHIFT);
 	while (counter_get(CTR_swap_refined) < before + 1000 && now_ns() < end)
 		usleep(10000);
 	cr_assert_geq(counter_get(CTR_swap_refined), before + 1000);
 	for (uint64_t i = 0; i < 4096; i++) {
 		fill_text(want, i);
-		cr_assert_eq(memcmp(at(&b, i), want, sizeof(want)), 0, "page %lu", (unsigned long)i);
+		cr_assert_eq(memcmp(box_at(&b, i), want, sizeof(want)), 0, "page %lu", (unsigned long)i);
 	}
 	cr_assert_eq(b.fatal, 0);
 	reclaim_stop(b.e);

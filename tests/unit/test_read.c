@@ -649,6 +649,148 @@ Test(read, pages_come_back_where_the_ring_takes_nothing)
 	box_close(&b);
 }
 
+/* ---- reads ahead ------------------------------------------------------------------------ */
+
+static void open_on_disk(struct box *b, uint64_t n)
+{
+	box_open(b, MANUAL);
+	fill(b, n);
+	push_to_disk(b, n);
+}
+
+static void read_in_order(struct box *b, uint64_t from, uint64_t to)
+{
+	for (uint64_t i = from; i < to; i++)
+		cr_assert(has(b, i), "page %lu", (unsigned long)i);
+}
+
+Test(read, reads_go_ahead_of_a_sequential_reader)
+{
+	static struct box b;
+	uint64_t faults;
+
+	open_on_disk(&b, 1024);
+	read_in_order(&b, 0, 256);
+	faults = counter_get(CTR_engine_faults_disk);
+	read_in_order(&b, 256, 1024);
+	cr_assert_gt(counter_get(CTR_engine_disk_ahead), 16);
+	/* 16 pages a read, three reads a fault, but for the first in each chunk */
+	cr_assert_lt(counter_get(CTR_engine_faults_disk) - faults, 768 / 16);
+	box_close(&b);
+}
+
+Test(read, no_read_goes_ahead_of_others)
+{
+	static struct box b;
+
+	open_on_disk(&b, 512);
+	for (uint64_t i = 512; i--;)
+		cr_assert(has(&b, i), "page %lu", (unsigned long)i);
+	cr_assert_eq(counter_get(CTR_engine_disk_ahead), 0);
+	box_close(&b);
+}
+
+/* The first page from `from` on that is still away. */
+static uint64_t first_away(struct box *b, uint64_t from)
+{
+	while (from < PAGES && entry(b, from).state != PAGE_DISK)
+		from++;
+	return from;
+}
+
+static bool is_any_read(struct box *b)
+{
+	for (uint64_t i = 0; i < PAGES; i++)
+		if (entry(b, i).reading)
+			return true;
+	return false;
+}
+
+static void wait_until_home(struct box *b)
+{
+	for (int i = 0; i < 20000 && is_any_read(b); i++)
+		usleep(500);
+	cr_assert(!is_any_read(b));
+}
+
+Test(read, reader_that_catches_up_with_a_read_ahead_joins_it)
+{
+	static struct box b;
+	struct toucher t[2];
+	uint64_t p, ahead, joined;
+
+	open_on_disk(&b, 512);
+	read_in_order(&b, 0, 200);
+	wait_until_home(&b);
+	p = first_away(&b, 200);
+	cr_assert_lt(p, 400);
+	ahead = counter_get(CTR_engine_disk_ahead);
+	joined = counter_get(CTR_engine_disk_joined);
+	gate_is_shut = true;
+	touch_start(&t[0], &b, p);
+	wait_for(CTR_engine_disk_ahead, ahead + 2);
+	cr_assert(entry(&b, p + 20).reading);
+	touch_start(&t[1], &b, p + 20);
+	wait_for(CTR_engine_disk_joined, joined + 1);
+	cr_assert(!t[0].is_back && !t[1].is_back);
+	gate_is_shut = false;
+	for (int i = 0; i < 2; i++) {
+		pthread_join(t[i].thread, NULL);
+		cr_assert_eq(t[i].seen, t[i].index * 1000 + 1);
+	}
+	read_in_order(&b, 0, 512);
+	box_close(&b);
+}
+
+static _Atomic bool ring_is_broken;
+
+static int breaking_wait(struct io_uring *ring, struct io_uring_cqe **cqe, bool wait)
+{
+	return (ring_is_broken ? broken_wait : mm_host_linux.ring_wait)(ring, cqe, wait);
+}
+
+static int breaking_submit(struct io_uring *ring)
+{
+	return ring_is_broken ? -EAGAIN : mm_host_linux.ring_submit(ring);
+}
+
+/* A reader in full swing finds the ring broken: it gets its pages all the same. */
+static void break_under_way(struct box *b)
+{
+	uint64_t ahead;
+
+	open_on_disk(b, 512);
+	read_in_order(b, 0, 100);
+	wait_until_home(b);
+	ahead = counter_get(CTR_engine_disk_ahead);
+	ring_is_broken = true;
+	read_in_order(b, 100, 512);
+	cr_assert_gt(counter_get(CTR_engine_disk_ahead), ahead);
+	cr_assert_gt(counter_get(CTR_engine_disk_by_hand), 0);
+	cr_assert_eq(b->fatal, 0);
+	ring_is_broken = false;
+	wait_until_home(b);
+	box_close(b);
+}
+
+Test(read, read_ahead_that_fails_is_not_believed)
+{
+	static struct box b;
+
+	b.host = mm_host_linux;
+	b.host.ring_wait = breaking_wait;
+	break_under_way(&b);
+}
+
+Test(read, read_ahead_that_the_ring_does_not_take_is_let_go)
+{
+	static struct box b;
+
+	b.host = mm_host_linux;
+	b.host.ring_submit = breaking_submit;
+	break_under_way(&b);
+}
+
 /* ---- aio.c by itself -------------------------------------------------------------------- */
 
 /* Reads no more than 1000 bytes at a time. */
