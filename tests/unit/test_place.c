@@ -43,7 +43,7 @@ static int64_t book_waited(void *ctx, uint32_t tid)
 {
 	struct book *b = ctx;
 
-	return b->waited_ns += b->wait_more_ns;
+	return atomic_fetch_add(&b->waited_ns, b->wait_more_ns) + b->wait_more_ns;
 }
 
 static struct placer *open_placer(struct engine *e, struct book *b)
