@@ -36,7 +36,7 @@
 #define TICKS_IDLE 3u
 /* What a held thread may wait for its CPU: the fault thread's last steps in each fault,
  * and a share of the time. */
-#define WAIT_FAULT_NS 2000u
+#define WAIT_FAULT_NS 5000u
 #define WAIT_SHARE 8
 #define REST_NS 200000000u
 #define REST_SHIFT_MAX 5u
