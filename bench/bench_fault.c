@@ -10,7 +10,7 @@
  *               another one, it was not).  _same_cpu and _other_cpu: the toucher is
  *               bound to one CPU, and the engine's fault thread to that or to another.
  *               Without: both where the scheduler likes, and the fault thread follows
- *               the toucher, as in a VM.
+ *               the toucher and has it held, as in a VM.
  *   sequential  all pages that were away, rising: mean of all touches, those of pages
  *               that the one before has brought along as well.  In blocks of 64 pages,
  *               so that the clock is not in it; then the block is compared.
