@@ -1,7 +1,7 @@
 /*
  * mm/swap/file.c on file systems this machine need not have: what is asked of them, and what
  * the log says.  fstatfs(2) is answered here, and the attributes of a file are in a
- * variable; what the file may be otherwise is test_disk's.
+ * variable; what the file may be otherwise is test_diskfile's.
  */
 #include <fcntl.h>
 #include <linux/fs.h>
