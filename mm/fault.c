@@ -44,6 +44,7 @@
 #define AHEAD_READS 2u
 #define AHEAD_PAGES ((1 + AHEAD_READS) * AROUND_MAX) /* behind the page that faulted */
 #define AROUND_SLACK 8u /* pages at home that a sequential reader passes without a fault */
+#define DENSE_PAGES 8u  /* written in a row, and the next are given memory before they are */
 #define MESSAGES 2u /* read in one go: a second one means that another thread is wanted */
 #define NO_CPU (-1)
 #define FOLLOW_AFTER 1u /* faults in a row from one CPU */
@@ -53,6 +54,7 @@ struct fault_server {
 	uint8_t *buf;  /* AROUND_MAX pages */
 	const uint8_t *zeroes; /* as many: the kernel's zero page, over and over */
 	bool is_write; /* the fault being served is */
+	bool in_order; /* and just behind the last that was served in its chunk */
 	bool has_turn;
 	int cpu;       /* the one it is bound to */
 	int seen_cpu;  /* where the last fault came from, */
@@ -157,11 +159,43 @@ static uint64_t zero_run(struct engine *e, uint64_t index, uint64_t n)
 	return (uint64_t)z.zeropage >> PAGE_SHIFT;
 }
 
+/* Were the pages just before this one all written?  Zero pages were put there, perhaps, and
+ * whoever leaves some of those unwritten must not be given memory in their place. */
+static bool is_written_before(const struct engine *e, uint64_t index)
+{
+	struct page_region r;
+	struct pm_scan_arg a = {
+		.size = sizeof(a),
+		.start = (uint64_t)page_at(e, index - DENSE_PAGES),
+		.end = (uint64_t)page_at(e, index),
+		.vec = (uint64_t)&r, .vec_len = 1,
+		.category_mask = PAGE_IS_PRESENT | PAGE_IS_PFNZERO,
+		.category_inverted = PAGE_IS_PFNZERO,
+		.return_mask = PAGE_IS_PRESENT,
+	};
+
+	return index % CHUNK_PAGES >= DENSE_PAGES &&
+	       e->host->ioctl(e->pagemap, PAGEMAP_SCAN, &a) == 1 && r.start == a.start &&
+	       r.end == a.end;
+}
+
+/* The written page gets memory at once: a write to a zero page would be another fault, and
+ * longer than this one is made by the copy.  Those around it get it too where the writer
+ * has left nothing out so far, else zero pages, which cost nothing if it does. */
+static int64_t give_memory(struct fault_server *s, uint64_t index, uint64_t n)
+{
+	bool dense = n > 1 && s->in_order && is_written_before(s->e, index);
+	int64_t done = fault_copy_in(s->e, index, s->zeroes, dense ? n : 1);
+
+	counter_inc(CTR_engine_untouched_written);
+	if (done == 1 && n > 1 && !dense)
+		done += (int64_t)zero_run(s->e, index + 1, n - 1);
+	return done;
+}
+
 /* Zeroes for the first of n pages, and for those behind it as far as none is there: how
  * many, or -errno.
  *
- * For a write it is memory at once: the write to a zero page would be another fault, and
- * longer than this one is made by the copy.
  *
  * EEXIST is also Linux's answer where no page is, but a note that it is armed: only a copy
  * goes over that, and to wake alone would be to wake it for ever. */
@@ -170,10 +204,8 @@ static int64_t give_zeroes(struct fault_server *s, uint64_t index, uint64_t n)
 	uint64_t done;
 	int rc;
 
-	if (s->is_write) {
-		counter_inc(CTR_engine_untouched_written);
-		return fault_copy_in(s->e, index, s->zeroes, n);
-	}
+	if (s->is_write)
+		return give_memory(s, index, n);
 	done = zero_run(s->e, index, n);
 	if (done)
 		return (int64_t)done;
@@ -190,6 +222,7 @@ static void serve_guest(struct fault_server *s, struct chunk *c, uint64_t index)
 	uint64_t around;
 	int64_t n;
 
+	s->in_order = index % CHUNK_PAGES == c->next;
 	counter_inc(CTR_engine_faults_untouched);
 	n = give_zeroes(s, index, plan_untouched(e, c, index));
 	around = n > 1 ? (uint64_t)n - 1 : 0;

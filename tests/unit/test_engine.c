@@ -437,6 +437,24 @@ Test(engine, untouched_memory_written_in_order_is_memory_at_once)
 	box_close(&b);
 }
 
+/* It is the pages it writes that cost memory, whatever was made ready beside them. */
+Test(engine, untouched_memory_written_here_and_there_costs_what_is_written)
+{
+	static struct box b;
+	uint64_t present, n = 0;
+
+	open_box(&b);
+	fill_first(&b, 8);
+	box_push_out(&b, 8);
+	engine_pass(b.e);
+	present = stats(&b).present_pages;
+	for (uint64_t i = 16; i < CHUNK_PAGES; i += 3, n++)
+		box_at(&b, i)[7] = 1;
+	engine_pass(b.e);
+	cr_assert_eq(stats(&b).present_pages - present, n);
+	box_close(&b);
+}
+
 Test(engine, filled_page_written_to_is_memory_at_once)
 {
 	static struct box b;

@@ -11,6 +11,9 @@
  *                                     does not pack or the tier is full
  *                  the others         the same
  *   discard        anything           GUEST, reading zero
+ *   share          GUEST, STAGED,     STORED, where the store's page is the same; of zeroes
+ *                  PACKED             also GUEST
+ *   recall         STORED             GUEST
  *   tier's move    PACKED, DISK       PACKED or DISK, elsewhere
  *
  * Each sequence runs in a child.  One that fails is cut down while it goes on failing,
@@ -35,11 +38,12 @@
 
 enum op_kind {
 	OP_READ, OP_READ_RUN, OP_WRITE, OP_TICK, OP_RECLAIM, OP_LIMIT, OP_DISCARD,
-	OP_DISCARD_AWAY, OP_MOVE, OP_MOVE_STALE, OP_FULL, OP_KINDS
+	OP_DISCARD_AWAY, OP_MOVE, OP_MOVE_STALE, OP_SHARE, OP_SHARE_AWAY, OP_RECALL, OP_FULL, OP_KINDS
 };
 static const char *const op_name[OP_KINDS] = {
 	"read", "read a run", "write", "tick", "reclaim", "limit", "discard",
-	"discard what is away", "move in the tier", "move too late", "tier full or not",
+	"discard what is away", "move in the tier", "move too late", "share", "share what is away",
+	"recall", "tier full or not",
 };
 
 struct op {
@@ -63,6 +67,8 @@ struct model {
 	_Atomic uint64_t ref[AREA]; /* where the tier has it; 0: nowhere */
 	uint64_t next_ref;
 	int disk; /* page i's block is block i */
+	uint8_t *store; /* page i + 1 is for page i */
+	int uses[AREA + 1];
 	bool full;
 };
 
@@ -220,10 +226,18 @@ static bool staged_may_be(const struct model *m, uint64_t i, enum page_state to)
 	}
 }
 
-static bool may_become(const struct model *m, uint64_t i, bool is_round, enum page_state to)
+static bool may_share(enum page_state from)
 {
+	return from == PAGE_GUEST || from == PAGE_STAGED || from == PAGE_PACKED;
+}
+
+static bool may_become(const struct model *m, uint64_t i, enum op_kind op, enum page_state to)
+{
+	bool is_round = op == OP_TICK || op == OP_LIMIT;
 	enum page_state from = m->state[i];
 
+	if (to == PAGE_STORED && to != from)
+		return (op == OP_SHARE || op == OP_SHARE_AWAY) && may_share(from);
 	if (!is_round)
 		return to == from || to == PAGE_GUEST;
 	if (from == PAGE_STAGED)
@@ -237,14 +251,18 @@ static void compare(struct model *m, enum op_kind op, uint64_t at)
 	bool is_round = op == OP_TICK || op == OP_LIMIT;
 
 	box_settle(&m->box);
+	CHECK((op != OP_SHARE && op != OP_SHARE_AWAY) || m->box.fatal == 0, "op %d", (int)op);
 	CHECK(op != OP_READ || state_of(m, at) == PAGE_GUEST, "page %lu was not brought back",
 	      (unsigned long)at);
 	for (uint64_t i = 0; i < AREA; i++) {
 		enum page_state from = m->state[i], to = state_of(m, i);
 
-		CHECK(may_become(m, i, is_round, to), "page %lu from %d to %d", (unsigned long)i,
+		CHECK(may_become(m, i, op, to), "page %lu from %d to %d", (unsigned long)i,
 		      from, to);
-		CHECK((m->ref[i] != 0) == (to != PAGE_GUEST && to != PAGE_STAGED),
+		CHECK(m->uses[i + 1] == (to == PAGE_STORED), "page %lu in state %d has %d uses",
+		      (unsigned long)i, to, m->uses[i + 1]);
+		CHECK((m->ref[i] != 0) ==
+			      (to != PAGE_GUEST && to != PAGE_STAGED && to != PAGE_STORED),
 		      "page %lu in state %d, ref %lu", (unsigned long)i, to,
 		      (unsigned long)m->ref[i]);
 		if (from != to)
@@ -305,6 +323,62 @@ static void move_in_tier(struct model *m, uint64_t i, enum mm_kept kept, bool la
 	m->state[i] = to;
 }
 
+static void store_drop(void *ctx, uint32_t store_page)
+{
+	struct model *m = ctx;
+
+	CHECK(m->uses[store_page] == 1, "store page %u has %d uses", store_page,
+	      m->uses[store_page]);
+	m->uses[store_page] = 0;
+}
+
+/* What the page should be goes to its place in the store, or nearly that. */
+static void store_page(struct model *m, uint64_t i, bool differs)
+{
+	uint64_t *p = (uint64_t *)(m->store + ((i + 1) << PAGE_SHIFT));
+
+	for (uint64_t w = 0; w < PAGE_BYTES / sizeof(*p); w++)
+		p[w] = word(m, i, w);
+	p[511] ^= differs;
+}
+
+/* n pages, of which every fifth is not what the store has. */
+static void share(struct model *m, uint64_t i, uint64_t n)
+{
+	struct mm_same list[64];
+	unsigned count = 0;
+
+	for (; n-- && i < AREA; i++) {
+		bool in_use = m->state[i] == PAGE_STORED;
+		bool as_zeroes = m->content[i] == ZERO && i % 2;
+
+		if (!in_use && !as_zeroes)
+			store_page(m, i, i % 5 == 0);
+		m->uses[i + 1] += !in_use && !as_zeroes;
+		list[count++] = (struct mm_same){ (uint32_t)i, as_zeroes ? 0 : (uint32_t)i + 1, 0 };
+	}
+	engine_share(m->box.e, list, count);
+	for (unsigned k = 0; k < count; k++) {
+		uint64_t p = list[k].page;
+
+		if (m->state[p] == PAGE_STORED)
+			CHECK(list[k].rc == -EAGAIN, "page %lu again", (unsigned long)p);
+		else if (list[k].rc && list[k].store_page)
+			m->uses[p + 1]--;
+		CHECK(list[k].rc != 0 || !list[k].store_page || p % 5, "page %lu differs",
+		      (unsigned long)p);
+	}
+}
+
+static void recall(struct model *m, uint64_t i, uint64_t n)
+{
+	uint64_t set[AREA / 64 + 1] = { 0 };
+
+	for (; n-- && i < AREA; i++)
+		set[(i + 1) / 64] |= (uint64_t)1 << (i + 1) % 64;
+	engine_unshare(m->box.e, set);
+}
+
 static void read_run(struct model *m, uint64_t i, uint64_t n)
 {
 	for (; n && i < AREA; i++, n--)
@@ -345,11 +419,20 @@ static void one(struct model *m, const struct op *op)
 		discard(m, op->page, op->n < AREA - op->page ? op->n : AREA - op->page);
 		break;
 	case OP_DISCARD_AWAY:
-		discard(m, find(m, op->page, PAGE_STAGED + op->n % 4), 1);
+		discard(m, find(m, op->page, PAGE_STAGED + op->n % 5), 1);
 		break;
 	case OP_MOVE:
 		move_in_tier(m, find(m, op->page, op->n & 1 ? PAGE_DISK : PAGE_PACKED),
 			     op->n & 2 ? MM_DISK : MM_PACKED, false);
+		break;
+	case OP_SHARE:
+		share(m, op->page, op->n);
+		break;
+	case OP_SHARE_AWAY:
+		share(m, find(m, op->page, op->n & 1 ? PAGE_STAGED : PAGE_PACKED), 1 + op->n % 8);
+		break;
+	case OP_RECALL:
+		recall(m, find(m, op->page, PAGE_STORED), op->n);
 		break;
 	case OP_MOVE_STALE:
 		move_in_tier(m, op->page, MM_PACKED, true);
@@ -369,6 +452,10 @@ static void __attribute__((noreturn)) run(struct seen *seen, const struct op *op
 	m.disk = memfd_create("model", MFD_CLOEXEC);
 	CHECK(m.disk >= 0 && ftruncate(m.disk, AREA << PAGE_SHIFT) == 0, "no memfd");
 	box_open(&m.box, RAM_HUGE_AUTO, BOX_MANUAL);
+	m.store = mmap(NULL, (AREA + 1) << PAGE_SHIFT, PROT_READ | PROT_WRITE,
+		       MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	CHECK(m.store != MAP_FAILED, "no store");
+	engine_set_store(m.box.e, &(struct mm_store){ m.store, AREA + 1, store_drop, &m });
 	for (unsigned i = 0; i < n; i++) {
 		one(&m, &ops[i]);
 		compare(&m, ops[i].kind, ops[i].page);
