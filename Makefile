@@ -26,6 +26,7 @@ LDFLAGS_BRIM := -pthread $(SAN)
 LIB_SRC  := $(wildcard stats/*.c mm/*.c mm/balloon/*.c mm/swap/*.c mm/ksm/*.c virtio/*.c)
 VMM_SRC  := $(wildcard vmm/*.c)
 CLI_SRC  := $(wildcard cli/*.c)
+HOST_SRC := $(wildcard host/*.c)
 UNIT_SRC := $(wildcard tests/unit/test_*.c)
 TLIB_SRC := $(wildcard tests/lib/*.c)
 FUZZ_SRC := $(wildcard tests/fuzz/fuzz_*.c)
@@ -38,6 +39,7 @@ LIB  := $(BUILD)/libbrim.a
 # What vmm/ offers to others (everything but its main): tests and cli link it.
 VMMLIB := $(BUILD)/libvmm.a
 CLILIB := $(BUILD)/libcli.a
+HOSTLIB := $(BUILD)/libhost.a
 BINS := $(BUILD)/bin/brim $(BUILD)/bin/brim-vmm
 UNIT := $(patsubst tests/unit/%.c,$(BUILD)/tests/%,$(UNIT_SRC))
 FUZZ := $(patsubst tests/fuzz/%.c,$(BUILD)/fuzz/%,$(FUZZ_SRC))
@@ -87,6 +89,9 @@ $(VMMLIB): $(call obj,$(filter-out vmm/main.c,$(VMM_SRC)))
 $(CLILIB): $(call obj,$(filter-out cli/main.c,$(CLI_SRC)))
 	$(Q)rm -f $@ && $(AR) rcs $@ $^
 
+$(HOSTLIB): $(call obj,$(filter-out host/main.c,$(HOST_SRC)))
+	$(Q)rm -f $@ && $(AR) rcs $@ $^
+
 $(BUILD)/bin/brim-vmm: $(call obj,vmm/main.c) $(VMMLIB) $(LIB)
 	@mkdir -p $(@D)
 	$(if $(Q),@echo "  LD    $@")
@@ -97,7 +102,7 @@ $(BUILD)/bin/brim: $(call obj,cli/main.c) $(CLILIB) $(VMMLIB) $(LIB)
 	$(if $(Q),@echo "  LD    $@")
 	$(Q)$(CC) $(LDFLAGS_BRIM) $(LDFLAGS) -o $@ $^ $(LIBS_VMM) $(LIBS_LIB)
 
-$(BUILD)/tests/%: $(BUILD)/obj/tests/unit/%.o $(call obj,$(TLIB_SRC)) $(CLILIB) $(VMMLIB) $(LIB)
+$(BUILD)/tests/%: $(BUILD)/obj/tests/unit/%.o $(call obj,$(TLIB_SRC)) $(CLILIB) $(HOSTLIB) $(VMMLIB) $(LIB)
 	@mkdir -p $(@D)
 	$(if $(Q),@echo "  LD    $@")
 	$(Q)$(CC) $(LDFLAGS_BRIM) $(LDFLAGS) -o $@ $^ $(LIBS_TEST) $(LIBS_VMM) $(LIBS_LIB)
@@ -107,7 +112,7 @@ $(BUILD)/bench/%: $(BUILD)/obj/bench/%.o $(call obj,$(BLIB_SRC)) $(VMMLIB) $(LIB
 	$(if $(Q),@echo "  LD    $@")
 	$(Q)$(CC) $(LDFLAGS_BRIM) $(LDFLAGS) -o $@ $^ $(LIBS_VMM) $(LIBS_LIB)
 
-$(BUILD)/fuzz/%: $(BUILD)/obj/tests/fuzz/%.o $(call obj,$(TLIB_SRC)) $(VMMLIB) $(LIB)
+$(BUILD)/fuzz/%: $(BUILD)/obj/tests/fuzz/%.o $(call obj,$(TLIB_SRC)) $(HOSTLIB) $(VMMLIB) $(LIB)
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(LDFLAGS_BRIM) $(LDFLAGS) -fsanitize=fuzzer -o $@ $^ $(LIBS_VMM) $(LIBS_LIB)
 
