@@ -41,8 +41,9 @@ struct index {
 	struct shard shards[SHARDS];
 };
 
-/* What a shard without memory has for an array; never written. */
-static struct index_entry nothing;
+/* What a shard without memory has for an array; never written.  A search that ends at the
+ * last home looks at the slot behind it. */
+static struct index_entry nothing[2];
 
 int index_create(struct index **out, const uint64_t secret[3])
 {
@@ -53,14 +54,14 @@ int index_create(struct index **out, const uint64_t secret[3])
 	memcpy(ix->secret, secret, sizeof(ix->secret));
 	ix->bytes = sizeof(*ix);
 	for (unsigned i = 0; i < SHARDS; i++)
-		ix->shards[i] = (struct shard){ .at = &nothing, .slots = 1 };
+		ix->shards[i] = (struct shard){ .at = nothing, .slots = 1 };
 	*out = ix;
 	return 0;
 }
 
 static void free_slots(struct index *ix, struct shard *s)
 {
-	if (s->at == &nothing)
+	if (s->at == nothing)
 		return;
 	ix->bytes -= s->slots * sizeof(*s->at);
 	free(s->at);
@@ -203,7 +204,7 @@ static void shrink(struct index *ix, struct shard *s)
 {
 	if (s->used == 0) {
 		free_slots(ix, s);
-		*s = (struct shard){ .at = &nothing, .slots = 1 };
+		*s = (struct shard){ .at = nothing, .slots = 1 };
 	} else if (s->homes > 4 * SLACK && s->used * 5 < s->homes * 2) {
 		/* Without memory for a smaller one it stays as it is. */
 		(void)resize(ix, s, homes_for(s->used));
