@@ -127,8 +127,11 @@ bool store_has(const struct store *st, uint32_t page);
  * while in limbo. */
 int store_put(struct store *st, const void *bytes, uint32_t *page);
 int store_read(const struct store *st, uint32_t page, void *bytes);
-/* Of a page nobody holds. */
+/* Of a page nobody holds.  While pages may still be claimed it is unclaimed again: it may
+ * be that of a process that has not said so yet. */
 void store_free(struct store *st, uint32_t page);
+/* The first used page from `from` on; the store's size: none. */
+uint32_t store_next_used(const struct store *st, uint32_t from);
 /* Gives memory of freed pages back, at most *budget runs of them; true: there is more, at
  * once (not where the kernel refused: then at the next tick). */
 bool store_tidy(struct store *st, unsigned *budget);
@@ -158,5 +161,200 @@ bool store_was_given(const struct store *st, uint32_t pid, uint64_t start);
 /* Tables by page: zeroes, and no memory until it is written.  NULL: no address space. */
 void *lazy_map(uint64_t bytes);
 void lazy_unmap(void *at, uint64_t bytes);
+
+/* ---- server.c: the loop ------------------------------------------------------------- */
+
+struct watch {
+	int fd; /* -1: none */
+	unsigned events;
+	void (*fn)(struct share_host *h, struct watch *w, unsigned events);
+};
+
+#define BUDGET 4096u /* pages looked at in the background, a turn */
+#define RUNS 256u    /* of pages whose memory is given back, a turn */
+#define SESSION_SLOTS 4096u /* with those that are being forgotten */
+
+struct share_host {
+	struct share_host_config cfg;
+	int epoll_fd;
+	struct watch listener, waker;
+	struct group *groups;
+	struct process *processes;
+	struct session *sessions;
+	struct session *slots[SESSION_SLOTS]; /* by number in the index */
+	unsigned session_count, joined, process_count; /* joined: sessions in a group */
+	uint64_t candidates;
+	uint64_t now_ns, tick_ns; /* of this turn; when the next tick is due */
+	bool more; /* work is left for the next turn */
+
+	/* What is read and written now: a message each. */
+	_Alignas(16) uint8_t in[WIRE_BYTES_MAX];
+	_Alignas(16) uint8_t out[WIRE_BYTES_MAX];
+	uint64_t keys[WIRE_BYTES_MAX / sizeof(struct wire_page)];
+	uint8_t page[PAGE_BYTES];
+};
+
+/* 0 or -errno. */
+int watch_add(struct share_host *h, struct watch *w, unsigned events);
+void watch_set(struct share_host *h, struct watch *w, unsigned events);
+/* Closes the descriptor, too.  Events of this turn are not delivered any more. */
+void watch_close(struct share_host *h, struct watch *w);
+/* True: the pidfd says that it has ended. */
+bool pidfd_ended(int pidfd);
+/* Field 22 of /proc/PID/stat; 0: it does not say. */
+uint64_t process_start(pid_t pid);
+
+/* ---- group.c ------------------------------------------------------------------------- */
+
+#define GROUPS_MAX 256u
+#define GROUP_STORES_MAX 8u
+
+struct group {
+	struct group *next;
+	struct share_host *host;
+	char name[WIRE_NAME_MAX];
+	uint32_t uid; /* of its owner */
+	uint64_t seed;
+	struct index *index;
+	struct store *stores;
+	unsigned processes, sessions;
+	uint64_t recover_until_ns; /* 0: not recovering */
+	bool state_changed;        /* the file that outlives us is behind */
+	bool unwatched;            /* somebody may hold pages whose end we would not see */
+};
+
+struct process {
+	struct process *next;
+	struct watch watch; /* its pidfd */
+	pid_t pid;
+	uint64_t start;
+	struct group *group;
+	struct store *store;     /* NULL: in none yet */
+	uint64_t awaited_store;  /* it has this of an earlier daemon, and is not back; else 0 */
+	struct holds holds;
+	struct session *session; /* NULL: not connected */
+	bool ended;
+	uint32_t recall_at;      /* page */
+	uint64_t recall_due_ns;
+};
+
+struct group *group_find(const struct share_host *h, const char *name);
+int group_create(struct group **out, struct share_host *h, const char *name, uint32_t uid);
+/* Of a group without sessions and processes. */
+void group_destroy(struct group *g);
+/* Gives stores' memory back; ends stores and groups that nobody is in any more. */
+void groups_work(struct share_host *h, unsigned *runs);
+void group_add_store(struct group *g, struct store *st);
+/* The one for VMs that have none; NULL and a sentence. */
+struct store *group_store(struct group *g, struct err *e);
+struct store *group_store_by_id(const struct group *g, uint64_t id);
+
+struct process *process_find(const struct share_host *h, pid_t pid, uint64_t start);
+/* Takes the pidfd, also where it fails. */
+int process_create(struct process **out, struct group *g, const struct share_peer *peer);
+/* Of one that holds nothing and is not connected. */
+void process_destroy(struct share_host *h, struct process *p);
+/* At the daemon's end: what it holds is not released, it goes on using it. */
+void process_abandon(struct share_host *h, struct process *p);
+void process_end(struct process *p);
+/* Drops what ended processes hold, and them. */
+void processes_work(struct share_host *h, unsigned *budget);
+/* 0, -EDQUOT: it holds as many as it may, -ENOMEM. */
+int process_hold(struct process *p, uint32_t store_page, uint32_t most);
+void process_release(struct process *p, uint32_t store_page);
+
+/* ---- session.c ------------------------------------------------------------------------- */
+
+enum session_state {
+	SESSION_NEW,      /* has said nothing */
+	SESSION_WAITING,  /* for those who may bring back a store */
+	SESSION_HOLDING,  /* says what it uses */
+	SESSION_SETTLING, /* has: what it does not use any more is dropped */
+	SESSION_OPEN,
+	SESSION_CLOSED,   /* its candidates go, then itself */
+};
+
+struct session {
+	struct session *next;
+	struct watch watch;
+	unsigned slot; /* its number in the index */
+	enum session_state state;
+	struct share_peer peer;  /* pidfd -1: its process has it */
+	struct process *process; /* these three: from HELLO to the end of the connection */
+	struct store *store;
+	struct group *group;     /* to the end of the session */
+	struct wire_hello hello;
+	uint64_t since_ns;
+
+	uint32_t pages;      /* of its VM's RAM */
+	uint32_t *marks;     /* by page: that of its entry, or of an offer under way; 0: none */
+	uint32_t candidates; /* entries in the index */
+	uint32_t purge_at;   /* CLOSED, or forgetting: candidates below are gone */
+	bool forgetting;
+
+	uint64_t *claims;    /* what it said it uses, by store page; NULL: held nothing before */
+	uint32_t settle_at;
+
+	struct wire_offer *offers; /* a ring */
+	uint32_t offers_size, offers_head, offers_count;
+
+	void *out; /* a message that did not go out; nothing is read meanwhile */
+	size_t out_bytes;
+	bool out_store; /* with the store's descriptor */
+};
+
+int session_create(struct share_host *h, int fd, const struct share_peer *peer);
+void session_destroy(struct share_host *h, struct session *s);
+void session_close(struct share_host *h, struct session *s);
+/* As session_close(), after the reason. */
+void session_refuse(struct share_host *h, struct session *s, const char *fmt, ...)
+	__attribute__((format(printf, 3, 4)));
+/* The message in h->out, whose entries are written. */
+void session_send(struct share_host *h, struct session *s, enum wire_type t, unsigned count,
+		  uint32_t turn);
+static inline void *session_reply(struct share_host *h)
+{
+	return h->out + sizeof(struct wire_head);
+}
+/* Nothing waits to go out, and it is open. */
+static inline bool session_is_free(const struct session *s)
+{
+	return s->state == SESSION_OPEN && !s->out;
+}
+/* All that is due without a message: offers, purging, settling, waiting. */
+void sessions_work(struct share_host *h, unsigned *budget);
+/* Closes those that have said nothing for too long. */
+void sessions_tick(struct share_host *h);
+
+/* ---- lookup.c ---------------------------------------------------------------------------- */
+
+/* The message in h->in. */
+void lookup_answer(struct share_host *h, struct session *s);
+void content_answer(struct share_host *h, struct session *s);
+void release_answer(struct share_host *h, struct session *s);
+/* Forgets the session's page. */
+void candidate_drop(struct share_host *h, struct session *s, uint32_t page);
+/* Queues offers of a store's page to all candidates of its key. */
+void offer_to_candidates(struct group *g, uint64_t key, struct store *st, uint32_t store_page);
+/* Sends some of what is queued. */
+void offers_send(struct share_host *h, struct session *s, unsigned *budget);
+void offers_drop(struct session *s);
+/* Asks for pages back that nobody else has held for a while. */
+void recall_work(struct share_host *h, struct process *p, unsigned *budget);
+
+/* ---- recover.c ----------------------------------------------------------------------------- */
+
+/* Reads what an earlier daemon left, in cfg.state_dir. */
+int recover_start(struct share_host *h, struct err *e);
+/* Whom a VM's store, just adopted, was given to, and is not back. */
+void recover_registry(struct share_host *h, struct group *g, const struct store *st);
+/* A process came back, or ended. */
+void recover_returned(struct group *g, struct process *p);
+bool recover_is_over(struct group *g);
+/* Indexes claimed pages. */
+void recover_work(struct share_host *h, unsigned *budget);
+/* Writes who is in the group's stores, so that it is found after our end. */
+int recover_save(struct group *g, struct err *e);
+void recover_forget(struct group *g);
 
 #endif

@@ -402,18 +402,19 @@ int store_read(const struct store *st, uint32_t page, void *bytes)
 	return n == (ssize_t)PAGE_BYTES ? 0 : n < 0 ? -errno : -EIO;
 }
 
+bool store_claimable(const struct store *st)
+{
+	return st->limbo && !st->scrub_at;
+}
+
 void store_free(struct store *st, uint32_t page)
 {
 	VERIFY(store_has(st, page) && st->refs[page] == 0);
 	bit_clear(st->used, page);
 	st->used_pages--;
 	st->mark[page] = 0;
-	mark_dirty(st, page);
-}
-
-bool store_claimable(const struct store *st)
-{
-	return st->limbo && !st->scrub_at;
+	if (!store_claimable(st))
+		mark_dirty(st, page);
 }
 
 void store_claim(struct store *st, uint32_t page)
@@ -421,6 +422,13 @@ void store_claim(struct store *st, uint32_t page)
 	VERIFY(store_claimable(st) && page >= STORE_FIRST_PAGE && page < st->pages);
 	if (!bit(st->used, page))
 		mark_used(st, page);
+}
+
+uint32_t store_next_used(const struct store *st, uint32_t from)
+{
+	uint32_t at = next_set(st->used, from, st->extent);
+
+	return at < st->extent ? at : st->pages;
 }
 
 /* ---- giving memory back ------------------------------------------------------------------ */
