@@ -5,13 +5,17 @@
 
 #include <dirent.h>
 #include <errno.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
 #include <unistd.h>
 #include <xxhash.h>
 
@@ -25,6 +29,25 @@ void sharevm_init(struct sharevm *v, struct share_host *h, int pid, unsigned uid
 	v->end_fd = eventfd(0, EFD_CLOEXEC);
 	VERIFY(v->end_fd >= 0);
 	v->peer = (struct share_peer){ .pid = pid, .uid = uid, .start = 7 };
+}
+
+void sharevm_init_real(struct sharevm *v, struct share_host *h, unsigned uid)
+{
+	pid_t pid = fork();
+
+	if (pid == 0) {
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		close_range(3, ~0u, 0);
+		for (;;)
+			pause();
+	}
+	VERIFY(pid > 0);
+	sharevm_init(v, h, pid, uid);
+	v->child = pid;
+	close(v->end_fd);
+	v->end_fd = (int)syscall(SYS_pidfd_open, pid, 0);
+	v->peer.start = process_start(pid);
+	VERIFY(v->end_fd >= 0 && v->peer.start);
 }
 
 void sharevm_connect(struct sharevm *v)
@@ -56,7 +79,12 @@ void sharevm_end(struct sharevm *v)
 		close(v->store_fd);
 	v->store = NULL;
 	v->store_fd = -1;
-	VERIFY(write(v->end_fd, &one, sizeof(one)) == sizeof(one));
+	if (v->child) {
+		kill(v->child, SIGKILL);
+		VERIFY(waitpid(v->child, NULL, 0) == v->child);
+	} else {
+		VERIFY(write(v->end_fd, &one, sizeof(one)) == sizeof(one));
+	}
 	close(v->end_fd);
 	v->end_fd = -1;
 }
@@ -114,7 +142,7 @@ static void take_store(struct sharevm *v, struct msghdr *m)
 	memcpy(&v->store_fd, CMSG_DATA(c), sizeof(int));
 }
 
-static int receive(struct sharevm *v)
+int sharevm_poll(struct sharevm *v)
 {
 	_Alignas(struct cmsghdr) char room[CMSG_SPACE(sizeof(int))];
 	struct iovec iov = { v->in, sizeof(v->in) };
@@ -138,17 +166,17 @@ static int receive(struct sharevm *v)
 
 int sharevm_receive(struct sharevm *v)
 {
-	int rc = receive(v);
+	int rc = sharevm_poll(v);
 
 	if (rc != -EAGAIN || !v->host)
 		return rc;
 	sharevm_settle(v->host);
-	return receive(v);
+	return sharevm_poll(v);
 }
 
 /* ---- the conversation ------------------------------------------------------------------------ */
 
-void sharevm_say_hello(struct sharevm *v, const char *group, uint32_t pages)
+int sharevm_say_hello(struct sharevm *v, const char *group, uint32_t pages)
 {
 	struct wire_hello *hello = (void *)(v->out + sizeof(struct wire_head));
 	size_t bytes;
@@ -158,7 +186,17 @@ void sharevm_say_hello(struct sharevm *v, const char *group, uint32_t pages)
 	snprintf(hello->vm, sizeof(hello->vm), "vm%d", (int)v->peer.pid);
 	snprintf(hello->group, sizeof(hello->group), "%s", group);
 	bytes = wire_finish((void *)v->out, WIRE_HELLO, 1, 0);
-	VERIFY(sharevm_send_raw(v, v->out, bytes, &v->store_fd, v->store_fd >= 0) == 0);
+	return sharevm_send_raw(v, v->out, bytes, &v->store_fd, v->store_fd >= 0);
+}
+
+int sharevm_say_holds(struct sharevm *v, const uint32_t *store_pages, unsigned n)
+{
+	int rc = 0;
+
+	memcpy(v->out + sizeof(struct wire_head), store_pages, n * sizeof(*store_pages));
+	if (n)
+		rc = sharevm_send(v, WIRE_HOLD, n);
+	return rc ? rc : sharevm_send(v, WIRE_HOLD, 0);
 }
 
 void sharevm_welcomed(struct sharevm *v)

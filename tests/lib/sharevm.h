@@ -14,7 +14,8 @@
 struct sharevm {
 	struct share_host *host;
 	struct share_peer peer;  /* what the host is told; pidfd is the host's */
-	int end_fd;              /* an eventfd: written to, the process "ends" */
+	int end_fd;              /* an eventfd: written to, the process "ends"; or a pidfd */
+	pid_t child;             /* 0: there is no such process */
 	int fd, store_fd;
 	const uint8_t *store;    /* mapped, read-only */
 	struct wire_welcome welcome;
@@ -25,6 +26,8 @@ struct sharevm {
 
 /* A "process" with that pid, not connected. */
 void sharevm_init(struct sharevm *v, struct share_host *h, int pid, unsigned uid);
+/* The same with a process of its own, which does nothing: restarts look whether it lives. */
+void sharevm_init_real(struct sharevm *v, struct share_host *h, unsigned uid);
 void sharevm_connect(struct sharevm *v);
 /* Closes the connection; the process goes on. */
 void sharevm_hang_up(struct sharevm *v);
@@ -39,10 +42,14 @@ int sharevm_send(struct sharevm *v, enum wire_type t, unsigned count);
 int sharevm_send_raw(struct sharevm *v, const void *msg, size_t bytes, const int *fds, unsigned n);
 /* The next message, into v->in: its type; 0: the connection is closed; -EAGAIN: none. */
 int sharevm_receive(struct sharevm *v);
+/* The same without a turn of the host. */
+int sharevm_poll(struct sharevm *v);
 
 /* HELLO, with its store if it has one; what comes back. */
 int sharevm_hello(struct sharevm *v, const char *group, uint32_t pages);
-void sharevm_say_hello(struct sharevm *v, const char *group, uint32_t pages);
+int sharevm_say_hello(struct sharevm *v, const char *group, uint32_t pages);
+/* HOLD of these, and the end of them.  0 or -errno, as HELLO: the connection is broken. */
+int sharevm_say_holds(struct sharevm *v, const uint32_t *store_pages, unsigned n);
 /* Takes the WELCOME in v->in. */
 void sharevm_welcomed(struct sharevm *v);
 
