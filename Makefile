@@ -40,7 +40,7 @@ LIB  := $(BUILD)/libbrim.a
 VMMLIB := $(BUILD)/libvmm.a
 CLILIB := $(BUILD)/libcli.a
 HOSTLIB := $(BUILD)/libhost.a
-BINS := $(BUILD)/bin/brim $(BUILD)/bin/brim-vmm
+BINS := $(BUILD)/bin/brim $(BUILD)/bin/brim-vmm $(BUILD)/bin/brimd
 UNIT := $(patsubst tests/unit/%.c,$(BUILD)/tests/%,$(UNIT_SRC))
 FUZZ := $(patsubst tests/fuzz/%.c,$(BUILD)/fuzz/%,$(FUZZ_SRC))
 BENCH := $(patsubst bench/%.c,$(BUILD)/bench/%,$(BENCH_SRC))
@@ -98,6 +98,11 @@ $(BUILD)/bin/brim-vmm: $(call obj,vmm/main.c) $(VMMLIB) $(LIB)
 	$(Q)$(CC) $(LDFLAGS_BRIM) $(LDFLAGS) -o $@ $^ $(LIBS_VMM) $(LIBS_LIB)
 
 $(BUILD)/bin/brim: $(call obj,cli/main.c) $(CLILIB) $(VMMLIB) $(LIB)
+	@mkdir -p $(@D)
+	$(if $(Q),@echo "  LD    $@")
+	$(Q)$(CC) $(LDFLAGS_BRIM) $(LDFLAGS) -o $@ $^ $(LIBS_VMM) $(LIBS_LIB)
+
+$(BUILD)/bin/brimd: $(call obj,host/main.c) $(HOSTLIB) $(VMMLIB) $(LIB)
 	@mkdir -p $(@D)
 	$(if $(Q),@echo "  LD    $@")
 	$(Q)$(CC) $(LDFLAGS_BRIM) $(LDFLAGS) -o $@ $^ $(LIBS_VMM) $(LIBS_LIB)
@@ -202,6 +207,7 @@ man: $(BUILD)/bin/brim
 install: all man
 	$(INSTALL) -Dm755 $(BUILD)/bin/brim $(DESTDIR)$(PREFIX)/bin/brim
 	$(INSTALL) -Dm755 $(BUILD)/bin/brim-vmm $(DESTDIR)$(PREFIX)/libexec/brim/brim-vmm
+	$(INSTALL) -Dm755 $(BUILD)/bin/brimd $(DESTDIR)$(PREFIX)/sbin/brimd
 	$(INSTALL) -d $(DESTDIR)$(PREFIX)/share/man/man1 $(DESTDIR)$(PREFIX)/share/man/man8 \
 		$(DESTDIR)$(PREFIX)/share/bash-completion/completions
 	$(INSTALL) -m644 $(BUILD)/man/*.1 $(DESTDIR)$(PREFIX)/share/man/man1
@@ -209,7 +215,7 @@ install: all man
 	$(BUILD)/bin/brim completion bash >$(DESTDIR)$(PREFIX)/share/bash-completion/completions/brim
 
 uninstall: man
-	rm -rf $(DESTDIR)$(PREFIX)/bin/brim $(DESTDIR)$(PREFIX)/libexec/brim \
+	rm -rf $(DESTDIR)$(PREFIX)/bin/brim $(DESTDIR)$(PREFIX)/sbin/brimd $(DESTDIR)$(PREFIX)/libexec/brim \
 		$(DESTDIR)$(PREFIX)/share/bash-completion/completions/brim
 	cd $(BUILD)/man && rm -f $(foreach n,1 8,$(addprefix $(DESTDIR)$(PREFIX)/share/man/man$(n)/,$(notdir $(wildcard $(BUILD)/man/*.$(n)))))
 

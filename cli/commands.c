@@ -74,6 +74,34 @@ static const struct section files_section = {
 	},
 };
 
+static const struct section brimd_options = {
+	.title = "Options",
+	.rows = (const struct row[]){
+		{ "--run-dir DIR", "where VMs are (default: as brim)" },
+		{ "--store-size SIZE", "the most that the shared pages of a share group may be (default: the "
+		  "host's RAM)" },
+		{ "--index-size SIZE", "how much of VMs' RAM is remembered by its hashes (default: the host's "
+		  "RAM)" },
+		{ "--recall-after SECONDS", "a page that one VM alone has used for so long is asked back "
+		  "(default: 60)" },
+		{ "--recover-time SECONDS", "after a start, new VMs wait so long for those of the brimd before "
+		  "(default: 10)" },
+		{ "--log-level LEVEL", "error, warning, info or debug (default: info)" },
+		{ "--foreground", "what it does anyway" },
+		{ NULL, NULL },
+	},
+};
+
+static const struct section brimd_files = {
+	.title = "Files",
+	.rows = (const struct row[]){
+		{ "/run/brim/brimd.sock", "where VMs come to" },
+		{ "/run/brim/.brimd/lock", "held while it runs, with its pid" },
+		{ "/run/brim/.brimd/groups/", "which processes have which store, for the next brimd" },
+		{ NULL, NULL },
+	},
+};
+
 #define EXAMPLES(id, ...)                                                     \
 	static const struct section id = {                                    \
 		.title = "Examples",                                          \
@@ -365,6 +393,16 @@ const struct cmd commands[] = {
 	  OPTS(help_opts), .max_pos = 1, .comp = COMP_COMMAND, .man_section = 1,
 	  .sections = SECTIONS(&status_section) },
 
+	{ .name = "brimd", .synopsis = "[OPTION]...", .summary = "lets VMs share equal pages",
+	  .man_section = 8, .sections = SECTIONS(&brimd_options, &brimd_files),
+	  .text = "VMs of one share group keep pages of the same content once, in a store: memory that "
+		  "only brimd writes and VMs read. VMs find it by themselves. They never wait for it, run "
+		  "on when it ends, and find the next one; until then nothing new is shared.\n\n"
+		  "A share group belongs to the user whose VM named it first; no VM of another user gets "
+		  "in. VMs that are not to be trusted must not run as brimd's own user, who could write "
+		  "to stores.\n\n"
+		  "SIGTERM and SIGINT end it; SIGUSR1 writes its numbers into its log, which is its "
+		  "standard error." },
 	{ .name = "brim-vmm", .synopsis = "--config-fd N --ready-fd M", .summary = "one VM",
 	  .man_section = 8, .sections = SECTIONS(&files_section, &status_section),
 	  .text = "One process is one VM. `brim run` starts it; people have no need to.\n\n"

@@ -1,0 +1,334 @@
+/*
+ * brimd: the process.  One for each run directory, in the foreground; started by whoever
+ * starts services, or by hand.
+ *
+ *   RUN_DIR/brimd.sock        where VMs come to
+ *   RUN_DIR/.brimd/lock       held while it runs, with its pid
+ *   RUN_DIR/.brimd/groups/    what the next one needs to know (recover.c)
+ *
+ * A VM's name cannot begin with a dot, so no VM's directory can meet ours.
+ *
+ * SIGTERM and SIGINT end it; VMs run on.  SIGUSR1 writes what it has into the log.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <getopt.h>
+#include <limits.h>
+#include <malloc.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/signalfd.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "host/host.h"
+#include "vmm/client.h"
+
+#define STORE_SIZE_MIN (1 * MiB)
+#define SECOND_NS ((uint64_t)1000000000)
+
+static const char usage[] =
+	"Usage: brimd [OPTION]...\n"
+	"\n"
+	"Lets VMs of one owner keep pages of the same content once. VMs find it by\n"
+	"themselves, run on when it ends, and find the next one.\n"
+	"\n"
+	"  --run-dir DIR          where VMs are (default: as brim: BRIM_RUN_DIR, /run/brim\n"
+	"                         for root, else XDG_RUNTIME_DIR/brim)\n"
+	"  --store-size SIZE      the most that the shared pages of a share group may be\n"
+	"                         (default: the host's RAM; up to 1T)\n"
+	"  --index-size SIZE      how much of VMs' RAM is remembered by its hashes, for 25\n"
+	"                         bytes and more a page (default: the host's RAM)\n"
+	"  --recall-after SECONDS a page that one VM alone has used for so long is asked\n"
+	"                         back (default: 60)\n"
+	"  --recover-time SECONDS after a start, new VMs wait so long for those of the\n"
+	"                         brimd before (default: 10)\n"
+	"  --log-level LEVEL      error, warning, info or debug (default: info)\n"
+	"  --foreground           what it does anyway\n"
+	"  --version              print the version\n"
+	"  --help                 print this\n"
+	"\n"
+	"Signals: SIGTERM and SIGINT end it, SIGUSR1 writes its numbers into the log.\n"
+	"Exit status: 0 it was told to end, 1 error, 2 usage.\n";
+
+struct args {
+	char run_dir[PATH_MAX];
+	struct share_host_config cfg;
+	enum log_level level;
+};
+
+/* What it has on the disk. */
+struct place {
+	char socket[PATH_MAX], lock[PATH_MAX], groups[PATH_MAX];
+	int lock_fd;
+};
+
+/* ---- arguments ------------------------------------------------------------------------ */
+
+static int parse_size(const char *text, uint64_t *bytes, struct err *e)
+{
+	int rc = size_parse(text, bytes, e);
+
+	if (!rc && (*bytes < STORE_SIZE_MIN || *bytes > TiB))
+		rc = err_set(e, -ERANGE, "%s: 1M is the least, 1T the most", text);
+	return rc;
+}
+
+static int parse_seconds(const char *text, uint64_t *ns, struct err *e)
+{
+	char *end;
+	unsigned long v = strtoul(text, &end, 10);
+
+	if (*end || end == text || *text == '-' || v == 0 || v > 1000000)
+		return err_set(e, -EINVAL, "'%s' is not a number of seconds (1 to 1000000)", text);
+	*ns = v * SECOND_NS;
+	return 0;
+}
+
+static int parse_level(const char *text, enum log_level *level, struct err *e)
+{
+	static const char *const names[] = { "error", "warning", "info", "debug" };
+
+	for (size_t i = 0; i < ARRAY_LEN(names); i++)
+		if (strcmp(text, names[i]) == 0) {
+			*level = (enum log_level)i;
+			return 0;
+		}
+	return err_set(e, -EINVAL, "'%s' is not a level: error, warning, info or debug", text);
+}
+
+static int parse_dir(const char *text, char *dir, struct err *e)
+{
+	if (*text != '/' || strlen(text) >= PATH_MAX / 2)
+		return err_set(e, -EINVAL, "'%s' is not an absolute path", text);
+	snprintf(dir, PATH_MAX, "%s", text);
+	return 0;
+}
+
+static int parse_option(int option, const char *value, struct args *a, struct err *e)
+{
+	uint64_t bytes = 0;
+	int rc;
+
+	switch (option) {
+	case 'r': return parse_dir(value, a->run_dir, e);
+	case 's': return parse_size(value, &a->cfg.store_bytes, e);
+	case 'i':
+		rc = parse_size(value, &bytes, e);
+		a->cfg.index_pages = bytes >> PAGE_SHIFT;
+		return rc;
+	case 'a': return parse_seconds(value, &a->cfg.recall_after_ns, e);
+	case 't': return parse_seconds(value, &a->cfg.recover_ns, e);
+	case 'l': return parse_level(value, &a->level, e);
+	default: return 0; /* --foreground */
+	}
+}
+
+/* 0 to go on, else an exit status plus one. */
+static int parse_args(int argc, char **argv, struct args *a)
+{
+	static const struct option options[] = {
+		{ "run-dir", required_argument, NULL, 'r' },
+		{ "store-size", required_argument, NULL, 's' },
+		{ "index-size", required_argument, NULL, 'i' },
+		{ "recall-after", required_argument, NULL, 'a' },
+		{ "recover-time", required_argument, NULL, 't' },
+		{ "log-level", required_argument, NULL, 'l' },
+		{ "foreground", no_argument, NULL, 'f' },
+		{ "version", no_argument, NULL, 'v' },
+		{ "help", no_argument, NULL, 'h' },
+		{ NULL, 0, NULL, 0 },
+	};
+	int option, at = 0;
+
+	opterr = 0;
+	while ((option = getopt_long(argc, argv, "", options, &at)) != -1) {
+		struct err e = { "unknown, or without its value" };
+
+		if (option == 'h' || option == 'v') {
+			fputs(option == 'h' ? usage : "brimd " BRIM_VERSION "\n", stdout);
+			return 1;
+		}
+		if (option == '?' || parse_option(option, optarg, a, &e)) {
+			fprintf(stderr, "brimd: %s: %s (see --help)\n", option == '?' ?
+				argv[optind - 1] : options[at].name, e.msg);
+			return 3;
+		}
+	}
+	if (optind < argc)
+		fprintf(stderr, "brimd: %s: it takes options only (see --help)\n", argv[optind]);
+	return optind < argc ? 3 : 0;
+}
+
+/* ---- its place ---------------------------------------------------------------------------- */
+
+static int make_dir(const char *path, struct err *e)
+{
+	struct stat st;
+
+	if (mkdir(path, 0700) < 0 && errno != EEXIST)
+		return err_sys(e, -errno, "cannot make %s", path);
+	if (lstat(path, &st) < 0 || !S_ISDIR(st.st_mode) || st.st_uid != geteuid())
+		return err_set(e, -EPERM, "%s: not a directory of this user", path);
+	return 0;
+}
+
+static int join_path(char *out, const char *dir, const char *file, struct err *e)
+{
+	if (snprintf(out, PATH_MAX, "%s/%s", dir, file) >= PATH_MAX)
+		return err_set(e, -ENAMETOOLONG, "%s: the path is too long", dir);
+	return 0;
+}
+
+static int make_place(struct place *p, const char *run_dir, struct err *e)
+{
+	char own[PATH_MAX];
+	int rc = join_path(own, run_dir, ".brimd", e);
+
+	if (!rc)
+		rc = join_path(p->socket, run_dir, "brimd.sock", e);
+	if (!rc)
+		rc = join_path(p->lock, own, "lock", e);
+	if (!rc)
+		rc = join_path(p->groups, own, "groups", e);
+	/* The run directory may be there, and be others' too: only ours must be ours. */
+	if (!rc && mkdir(run_dir, 0700) < 0 && errno != EEXIST)
+		rc = err_sys(e, -errno, "cannot make the run directory %s", run_dir);
+	if (!rc)
+		rc = make_dir(own, e);
+	return rc ? rc : make_dir(p->groups, e);
+}
+
+static int take_lock(struct place *p, struct err *e)
+{
+	char text[32] = "";
+	int n;
+
+	p->lock_fd = open(p->lock, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+	if (p->lock_fd < 0)
+		return err_sys(e, -errno, "cannot open %s", p->lock);
+	if (flock(p->lock_fd, LOCK_EX | LOCK_NB) < 0) {
+		n = errno == EWOULDBLOCK ? (int)pread(p->lock_fd, text, sizeof(text) - 1, 0) : 0;
+		return err_set(e, -EBUSY, "brimd runs already for %s (pid %ld)", p->socket,
+			       n > 0 ? strtol(text, NULL, 10) : 0);
+	}
+	n = snprintf(text, sizeof(text), "%d\n", (int)getpid());
+	if (ftruncate(p->lock_fd, 0) < 0 || pwrite(p->lock_fd, text, (size_t)n, 0) != n)
+		return err_sys(e, -errno, "cannot write %s", p->lock);
+	return 0;
+}
+
+/* ---- running -------------------------------------------------------------------------------- */
+
+static int watch_signals(struct share_host *h, struct err *e)
+{
+	sigset_t set;
+	int fd, rc;
+
+	signal(SIGPIPE, SIG_IGN);
+	sigemptyset(&set);
+	sigaddset(&set, SIGTERM);
+	sigaddset(&set, SIGINT);
+	sigaddset(&set, SIGUSR1);
+	sigprocmask(SIG_BLOCK, &set, NULL);
+	fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
+	rc = fd < 0 ? -errno : share_host_watch(h, fd);
+	return rc ? err_sys(e, rc, "signals") : fd;
+}
+
+static void log_numbers(const struct share_host *h)
+{
+	struct share_host_stats s;
+
+	share_host_stats(h, &s);
+	log_info("%llu VMs in %llu share groups; %llu pages stored once and used %llu times; "
+		 "stores %llu KiB, hashes of %llu pages in %llu KiB",
+		 (unsigned long long)s.processes, (unsigned long long)s.groups,
+		 (unsigned long long)s.store_pages, (unsigned long long)s.held_pages,
+		 (unsigned long long)(s.resident_bytes / KiB), (unsigned long long)s.candidates,
+		 (unsigned long long)(s.index_bytes / KiB));
+	for (unsigned i = CTR_brimd_lookups; i < CTR_COUNT_; i++)
+		if (strncmp(counter_table[i].name, "brimd_", 6) == 0 && counter_get(i))
+			log_info("%s %llu %s", counter_table[i].name,
+				 (unsigned long long)counter_get(i), counter_table[i].unit);
+}
+
+/* True: it was told to end. */
+static bool read_signals(const struct share_host *h, int fd)
+{
+	struct signalfd_siginfo si;
+
+	while (read(fd, &si, sizeof(si)) == (ssize_t)sizeof(si)) {
+		if (si.ssi_signo != SIGUSR1)
+			return true;
+		log_numbers(h);
+	}
+	return false;
+}
+
+static int serve(struct share_host *h, const struct place *p, struct err *e)
+{
+	int signals = watch_signals(h, e), rc = signals < 0 ? signals : 0;
+
+	if (!rc)
+		rc = share_host_listen(h, p->socket, e);
+	if (rc)
+		return rc;
+	log_info("brimd %s: listening on %s", BRIM_VERSION, p->socket);
+	while (!rc && !read_signals(h, signals))
+		rc = share_host_turn(h, -1);
+	if (rc)
+		err_sys(e, rc, "event loop");
+	log_info("ended; VMs run on");
+	(void)unlink(p->socket);
+	return rc;
+}
+
+/* Two descriptors a VM, and memory that comes back when it is freed. */
+static void prepare(void)
+{
+	struct rlimit files;
+
+	mallopt(M_MMAP_THRESHOLD, 128 * 1024);
+	prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+	umask(077);
+	if (getrlimit(RLIMIT_NOFILE, &files) == 0) {
+		files.rlim_cur = files.rlim_max;
+		(void)setrlimit(RLIMIT_NOFILE, &files);
+	}
+}
+
+int main(int argc, char **argv)
+{
+	struct args a = { .level = LOG_INFO };
+	struct place p = { .lock_fd = -1 };
+	struct share_host *h = NULL;
+	struct err e = { "" };
+	int rc = parse_args(argc, argv, &a);
+
+	if (rc)
+		return rc - 1;
+	prepare();
+	log_init("brimd", 2, a.level);
+	role_set(ROLE_LOOP);
+	if (!*a.run_dir)
+		rc = rundir_base(a.run_dir, sizeof(a.run_dir), &e);
+	if (!rc)
+		rc = make_place(&p, a.run_dir, &e);
+	if (!rc)
+		rc = take_lock(&p, &e);
+	a.cfg.state_dir = p.groups;
+	if (!rc)
+		rc = share_host_create(&h, &a.cfg, &e);
+	if (!rc)
+		rc = serve(h, &p, &e);
+	share_host_destroy(&h);
+	if (rc)
+		fprintf(stderr, "brimd: %s\n", e.msg);
+	return rc ? 1 : 0;
+}
