@@ -266,18 +266,20 @@ static void bury(struct share_host *h, struct process *p)
 	process_destroy(h, p);
 }
 
-void processes_work(struct share_host *h, unsigned *budget)
+void processes_work(struct share_host *h)
 {
 	struct process *next;
 
 	for (struct process *p = h->processes; p; p = next) {
+		unsigned budget = BUDGET;
+
 		next = p->next;
 		if (!p->ended) {
-			recall_work(h, p, budget);
+			recall_work(h, p, &budget);
 			/* Refused, and it was never given anything: nothing to remember. */
 			if (!p->session && !p->store && !p->awaited_store)
 				process_destroy(h, p);
-		} else if (drop_holds(p, budget)) {
+		} else if (drop_holds(p, &budget)) {
 			bury(h, p);
 		} else {
 			h->more = true;
@@ -287,26 +289,28 @@ void processes_work(struct share_host *h, unsigned *budget)
 
 /* ---- work --------------------------------------------------------------------------------- */
 
-static void stores_work(struct group *g, unsigned *runs)
+static void stores_work(struct group *g)
 {
 	struct store *next;
 
 	for (struct store *st = g->stores; st; st = next) {
+		unsigned runs = RUNS;
+
 		next = st->next;
 		if (st->processes == 0)
 			remove_store(g, st);
-		else if (store_tidy(st, runs))
+		else if (store_tidy(st, &runs))
 			g->host->more = true;
 	}
 }
 
-void groups_work(struct share_host *h, unsigned *runs)
+void groups_work(struct share_host *h)
 {
 	struct group *next;
 
 	for (struct group *g = h->groups; g; g = next) {
 		next = g->next;
-		stores_work(g, runs);
+		stores_work(g);
 		if (g->processes || g->sessions)
 			continue;
 		recover_forget(g);

@@ -15,8 +15,8 @@
  *   session (a connection) ──► process (a pid and its start) ──► store ──► group
  *        its candidates              what it holds               its pages    index, seed
  *
- * Thread: one.  A turn does a bounded amount for each: one message a session, and a
- * budget of background work for all of them together.  Nothing waits for a VM.
+ * Thread: one.  A turn does a bounded amount for each VM: one message, and some pages of
+ * background work.  Nothing waits for a VM.
  *
  * Invariants:
  *  I1  A store page that any process holds is not changed, freed or given back, whatever

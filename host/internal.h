@@ -170,8 +170,10 @@ struct watch {
 	void (*fn)(struct share_host *h, struct watch *w, unsigned events);
 };
 
-#define BUDGET 4096u /* pages looked at in the background, a turn */
-#define RUNS 256u    /* of pages whose memory is given back, a turn */
+/* Pages looked at in the background in a turn, for each session, process and store: each
+ * has its own, so that a busy one takes nothing from those that are being cleared away. */
+#define BUDGET 1024u
+#define RUNS 256u /* of pages whose memory is given back, a store and turn */
 #define SESSION_SLOTS 4096u /* with those that are being forgotten */
 
 struct share_host {
@@ -243,7 +245,7 @@ int group_create(struct group **out, struct share_host *h, const char *name, uin
 /* Of a group without sessions and processes. */
 void group_destroy(struct group *g);
 /* Gives stores' memory back; ends stores and groups that nobody is in any more. */
-void groups_work(struct share_host *h, unsigned *runs);
+void groups_work(struct share_host *h);
 void group_add_store(struct group *g, struct store *st);
 /* The one for VMs that have none; NULL and a sentence. */
 struct store *group_store(struct group *g, struct err *e);
@@ -258,7 +260,7 @@ void process_destroy(struct share_host *h, struct process *p);
 void process_abandon(struct share_host *h, struct process *p);
 void process_end(struct process *p);
 /* Drops what ended processes hold, and them. */
-void processes_work(struct share_host *h, unsigned *budget);
+void processes_work(struct share_host *h);
 /* 0, -EDQUOT: it holds as many as it may, -ENOMEM. */
 int process_hold(struct process *p, uint32_t store_page, uint32_t most);
 void process_release(struct process *p, uint32_t store_page);
@@ -321,8 +323,9 @@ static inline bool session_is_free(const struct session *s)
 {
 	return s->state == SESSION_OPEN && !s->out;
 }
-/* All that is due without a message: offers, purging, settling, waiting. */
-void sessions_work(struct share_host *h, unsigned *budget);
+/* All that is due without a message: offers, purging, settling, waiting; for each session
+ * at most so many pages. */
+void sessions_work(struct share_host *h, unsigned each);
 /* Closes those that have said nothing for too long. */
 void sessions_tick(struct share_host *h);
 
@@ -352,7 +355,7 @@ void recover_registry(struct share_host *h, struct group *g, const struct store 
 void recover_returned(struct group *g, struct process *p);
 bool recover_is_over(struct group *g);
 /* Indexes claimed pages. */
-void recover_work(struct share_host *h, unsigned *budget);
+void recover_work(struct share_host *h);
 /* Writes who is in the group's stores, so that it is found after our end. */
 int recover_save(struct group *g, struct err *e);
 void recover_forget(struct group *g);

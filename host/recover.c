@@ -159,27 +159,29 @@ static void rehash(struct group *g, struct store *st, uint32_t page)
 	offer_to_candidates(g, key, st, page);
 }
 
-static void rehash_some(struct group *g, struct store *st, unsigned *budget)
+static void rehash_some(struct group *g, struct store *st)
 {
-	while (st->rehash_at && *budget >= HASH_COST) {
+	unsigned budget = BUDGET;
+
+	while (st->rehash_at && budget >= HASH_COST) {
 		uint32_t page = store_next_used(st, st->rehash_at);
 
 		st->rehash_at = page < st->pages ? page + 1 : 0;
-		*budget -= 1;
+		budget -= 1;
 		if (page >= st->pages || st->mark[page])
 			continue;
 		rehash(g, st, page);
-		*budget -= HASH_COST - 1;
+		budget -= HASH_COST - 1;
 	}
 	if (st->rehash_at)
 		g->host->more = true;
 }
 
-void recover_work(struct share_host *h, unsigned *budget)
+void recover_work(struct share_host *h)
 {
 	for (struct group *g = h->groups; g; g = g->next)
 		for (struct store *st = g->stores; st; st = st->next)
-			rehash_some(g, st, budget);
+			rehash_some(g, st);
 }
 
 /* ---- the file --------------------------------------------------------------------------------- */

@@ -1,7 +1,7 @@
 /*
  * The daemon's loop: who connects, and what is done in a turn.
  *
- *   turn:  what is readable: one message a session ─► background work, one budget for all
+ *   turn:  what is readable: one message a session ─► background work, bounded for each
  *          ─► once in a while (a tick): who has been silent, files that are behind
  *
  * Nothing is freed while events of a turn are handed out: sessions and processes end, and
@@ -261,15 +261,11 @@ static void tick(struct share_host *h)
 
 static void work(struct share_host *h)
 {
-	unsigned budget = BUDGET, runs = RUNS;
-
-	sessions_work(h, &budget);
-	processes_work(h, &budget);
-	recover_work(h, &budget);
-	groups_work(h, &runs);
+	sessions_work(h, BUDGET);
+	processes_work(h);
+	recover_work(h);
+	groups_work(h);
 	tick(h);
-	if (!budget)
-		h->more = true;
 	/* A stranger's ten seconds must not wait for a tick that was set before it came. */
 	if (is_hasty(h) && h->tick_ns > h->now_ns + QUICK_TICK_NS)
 		h->tick_ns = h->now_ns + QUICK_TICK_NS;
@@ -347,13 +343,12 @@ int share_host_create(struct share_host **out, const struct share_host_config *c
 void share_host_destroy(struct share_host **hp)
 {
 	struct share_host *h = *hp;
-	unsigned all = UINT32_MAX;
 
 	if (!h)
 		return;
 	for (struct session *s = h->sessions; s; s = s->next)
 		session_close(h, s);
-	sessions_work(h, &all);
+	sessions_work(h, UINT32_MAX);
 	while (h->processes)
 		process_abandon(h, h->processes);
 	while (h->groups)

@@ -619,14 +619,16 @@ static void work(struct share_host *h, struct session *s, unsigned *budget)
 		watch_set(h, &s->watch, (reads(s) ? EPOLLIN : 0u) | (s->out ? EPOLLOUT : 0u));
 }
 
-void sessions_work(struct share_host *h, unsigned *budget)
+void sessions_work(struct share_host *h, unsigned each)
 {
 	struct session *next;
 
 	for (struct session *s = h->sessions; s; s = next) {
+		unsigned budget = each;
+
 		next = s->next;
-		work(h, s, budget);
-		if (s->state == SESSION_CLOSED && purge(h, s, budget))
+		work(h, s, &budget);
+		if (s->state == SESSION_CLOSED && purge(h, s, &budget))
 			session_destroy(h, s);
 	}
 }
