@@ -231,7 +231,7 @@ Test(store, reading_where_nothing_is_costs_memory_only_until_it_is_noticed)
 	cr_assert_neq(map, MAP_FAILED);
 	for (uint32_t i = 0; i < PAGES; i++)
 		sum += map[i * PAGE_BYTES + 1];
-	cr_expect_eq(sum, 4 + map[1]);
+	cr_expect_eq(sum, 4u + map[1]);
 	cr_expect(store_resident_pages(st) > PAGES - 10, "the kernel has become better");
 	store_check_excess(st);
 	tidy(st);
