@@ -170,6 +170,14 @@ static void look_up(struct share_host *h, struct session *s, struct wire_answer 
 		counter_inc(CTR_brimd_wanted);
 }
 
+/* Where a page's key is, and where the one was that it had before. */
+static void prefetch(const struct session *s, uint64_t key, uint32_t page)
+{
+	index_prefetch(s->group->index, key);
+	if (s->marks[page] && s->marks[page] != index_mark(key))
+		index_prefetch(s->group->index, (uint64_t)s->marks[page] << 32);
+}
+
 /* All keys first, so that memory is fetched while others are looked up. */
 static bool make_keys(struct share_host *h, const struct session *s, const struct wire_page *p,
 		      unsigned n)
@@ -195,7 +203,7 @@ void lookup_answer(struct share_host *h, struct session *s)
 	counter_add(CTR_brimd_lookups, m->count);
 	for (unsigned i = 0; i < m->count + AHEAD; i++) {
 		if (i < m->count)
-			index_prefetch(s->group->index, h->keys[i]);
+			prefetch(s, h->keys[i], p[i].page);
 		if (i < AHEAD)
 			continue;
 		a[i - AHEAD] = (struct wire_answer){ .page = p[i - AHEAD].page, .kind = WIRE_ALONE };
