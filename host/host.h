@@ -4,7 +4,8 @@
  *
  * main.c      the process: arguments, lock, signals
  * server.c    the event loop: the socket, who connects, what is done in a turn
- * session.c   one connection: HELLO to WELCOME, messages in and out, its end
+ * session.c   one connection: messages in and out, its end
+ * hello.c     how a VM comes in: HELLO, HOLD, WELCOME
  * lookup.c    LOOKUP, CONTENT, RELEASE, and the offers that follow from them
  * group.c     share groups, and the processes in them with what they hold
  * recover.c   what outlives the daemon, and how its stores are found again

@@ -311,6 +311,12 @@ void session_close(struct share_host *h, struct session *s);
 /* As session_close(), after the reason. */
 void session_refuse(struct share_host *h, struct session *s, const char *fmt, ...)
 	__attribute__((format(printf, 3, 4)));
+/* As session_refuse(), for what a sound VM does not send. */
+void session_bad_message(struct share_host *h, struct session *s, const char *why);
+static inline uint64_t session_claims_bytes(const struct session *s)
+{
+	return ((uint64_t)s->store->pages + 63) / 64 * 8;
+}
 /* The message in h->out, whose entries are written. */
 void session_send(struct share_host *h, struct session *s, enum wire_type t, unsigned count,
 		  uint32_t turn);
@@ -328,6 +334,16 @@ static inline bool session_is_free(const struct session *s)
 void sessions_work(struct share_host *h, unsigned each);
 /* Closes those that have said nothing for too long. */
 void sessions_tick(struct share_host *h);
+
+/* ---- hello.c ----------------------------------------------------------------------------- */
+
+/* The message in h->in.  fd: what came with it, or -1; stays the caller's. */
+void hello_answer(struct share_host *h, struct session *s, int fd);
+/* WAITING, and it is over. */
+void hello_continue(struct share_host *h, struct session *s);
+void hold_answer(struct share_host *h, struct session *s);
+/* SETTLING. */
+void hold_settle(struct share_host *h, struct session *s, unsigned *budget);
 
 /* ---- lookup.c ---------------------------------------------------------------------------- */
 
