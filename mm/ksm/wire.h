@@ -30,7 +30,12 @@
  * ends.  It is never changed or freed while anybody holds it.  After RELEASE and before
  * RELEASED the VM takes a naming of that page for ALONE: it was sent before.  A hold
  * belongs to the process, not the connection: a VM whose connection broke says HELLO
- * again, with its store, and HOLD for all it uses.
+ * again, with its store, and HOLD for all it uses; what it held and does not name is then
+ * released, as it was on its way when the connection broke.  HELLO without a store releases
+ * nothing.  Releasing what is not held, or twice, is not sound.
+ *
+ * A connection may be closed without a word, even before WELCOME (brimd ended, or another
+ * of the same process took its place): connect again.
  *
  * A hash says what may be equal, nothing more: who drops a page has compared all of it.
  */
