@@ -356,6 +356,8 @@ int engine_create(struct engine **out, const struct engine_config *cfg, struct e
 	e->base = ram_slot(e->ram, 0)->hva;
 	e->uffd = e->pagemap = -1;
 	e->touchers = cfg->touchers;
+	e->leaving = cfg->leaving;
+	e->leaving_ctx = cfg->leaving_ctx;
 	e->huge = ram_huge_setting(e->ram) != RAM_HUGE_NEVER;
 	pthread_mutex_init(&e->take, NULL);
 	pthread_mutex_init(&e->turn, NULL);

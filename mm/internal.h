@@ -106,6 +106,8 @@ struct engine {
 	uint8_t *stop_page; /* touched to end the fault threads */
 	struct mm_touchers touchers;
 	struct placer *placer; /* NULL: touchers are not held */
+	void (*leaving)(void *ctx, uint64_t index, const void *page);
+	void *leaving_ctx;
 	struct reader *reader; /* NULL: the tier has no disk */
 	unsigned fault_threads;
 	bool has_reclaimer;

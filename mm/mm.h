@@ -253,6 +253,11 @@ struct engine_config {
 	void (*fatal)(void *ctx, const char *why);
 	void *fatal_ctx;
 	struct mm_touchers touchers;
+	/* A page that was not hashed (share.c) since it was last written has just been packed;
+	 * these are its 4 KiB.  From the reclaimer, under the lock of its chunk: it may not
+	 * wait.  May be NULL. */
+	void (*leaving)(void *ctx, uint64_t index, const void *page);
+	void *leaving_ctx;
 };
 
 /* Errors: -EPERM without the right to use userfaultfd, -ENOSYS where the kernel has
@@ -309,6 +314,10 @@ void engine_keep_ages(struct engine *e, uint64_t ns);
 uint64_t engine_cold(struct engine *e, uint64_t *cursor, uint32_t *list, uint64_t n);
 /* All are to be named again: who kept the hashes has lost them. */
 void engine_forget_hashes(struct engine *e);
+
+/* The page's bytes where it is away in memory: 0.  -EAGAIN: it is in guest RAM, so look
+ * there; -ENODATA: neither.  Brings nothing back. */
+int engine_peek(struct engine *e, uint64_t index, void *page);
 
 struct mm_same {
 	uint32_t page;       /* index */

@@ -498,6 +498,8 @@ static int pack_slot(struct engine *e, uint64_t slot)
 	p = &e->pages.page[index];
 	if (p->state == PAGE_STAGED && p->payload == slot) {
 		rc = e->tier->put(e->tier_ctx, index, slot_at(e, slot), &ref, &filled);
+		if (!rc && !filled && !p->hashed && e->leaving)
+			e->leaving(e->leaving_ctx, index, slot_at(e, slot));
 		if (!rc)
 			page_set(&e->pages, index, filled ? PAGE_FILLED : PAGE_PACKED, ref);
 		else

@@ -152,6 +152,26 @@ void engine_keep_ages(struct engine *e, uint64_t ns)
 	engine_wake_reclaimer(e);
 }
 
+int engine_peek(struct engine *e, uint64_t index, void *page)
+{
+	const struct page *p = &e->pages.page[index];
+	struct chunk *c = chunk_of(&e->pages, index);
+	int rc = -ENODATA;
+
+	VERIFY(index < e->pages.count);
+	pthread_mutex_lock(&c->lock);
+	if (p->state == PAGE_GUEST)
+		rc = -EAGAIN;
+	else if (p->state == PAGE_PACKED && !e->tier->get(e->tier_ctx, p->payload, index, page))
+		rc = 0;
+	if (p->state == PAGE_STAGED) {
+		memcpy(page, slot_at(e, p->payload), PAGE_BYTES);
+		rc = 0;
+	}
+	pthread_mutex_unlock(&c->lock);
+	return rc;
+}
+
 /* ---- sharing --------------------------------------------------------------------- */
 
 static void now_stored(struct engine *e, struct mm_same *s, uint64_t sum)

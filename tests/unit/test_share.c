@@ -233,6 +233,63 @@ static void passes(struct box *b, unsigned n)
 		engine_pass(b->e);
 }
 
+Test(share, page_that_is_away_is_read_where_it_is)
+{
+	static struct box b;
+	uint64_t got[PAGE_BYTES / sizeof(uint64_t)], seen = 0;
+
+	box_open(&b, RAM_HUGE_NEVER, BOX_MANUAL);
+	for (uint64_t i = 0; i < 20; i++)
+		box_fill(&b, i, 1);
+	memset(box_at(&b, 5), 9, PAGE_BYTES); /* will be filled, in no place */
+	cr_assert_eq(engine_peek(b.e, 3, got), -EAGAIN);
+	engine_reclaim(b.e, 20 * PAGE_BYTES);
+	for (unsigned tick = 0; tick < 6; tick++) {
+		engine_tick(b.e);
+		for (uint64_t i = 0; i < 20; i++) {
+			enum page_state before = state_of(&b, i);
+
+			if (engine_peek(b.e, i, got) == 0)
+				for (uint64_t k = 0; k < ARRAY_LEN(got); k++)
+					cr_assert(got[k] == (i << 40 ^ (uint64_t)1 << 12 ^ k) || i == 5);
+			else
+				cr_assert(before == PAGE_GUEST || before == PAGE_FILLED);
+			cr_assert_eq(state_of(&b, i), before);
+			seen |= (uint64_t)1 << before;
+		}
+	}
+	cr_assert_eq(seen & (1 << PAGE_STAGED | 1 << PAGE_PACKED | 1 << PAGE_FILLED),
+		     1 << PAGE_STAGED | 1 << PAGE_PACKED | 1 << PAGE_FILLED);
+	cr_assert_eq(engine_peek(b.e, 5, got), -ENODATA);
+	box_close(&b);
+}
+
+static unsigned left[64];
+
+static void note_leaving(void *ctx, uint64_t index, const void *page)
+{
+	left[index] += ((const uint64_t *)page)[1] == (index << 40 ^ (uint64_t)1 << 12 ^ 1);
+}
+
+Test(share, page_nobody_hashed_is_announced_as_it_is_packed)
+{
+	struct engine_config cfg = BOX_MANUAL;
+	static struct box b;
+	uint32_t list[8];
+
+	cfg.leaving = note_leaving;
+	box_open(&b, RAM_HUGE_NEVER, cfg);
+	for (uint64_t i = 0; i < 16; i++)
+		box_fill(&b, i, 1);
+	memset(box_at(&b, 15), 9, PAGE_BYTES); /* nothing is gained by sharing it */
+	passes(&b, 3);
+	cr_assert_eq(cold(&b, list, 8), 8);
+	box_push_out(&b, 16);
+	for (uint64_t i = 0; i < 16; i++)
+		cr_assert_eq(left[i], i >= 8 && i < 15, "page %lu", (unsigned long)i);
+	box_close(&b);
+}
+
 Test(share, quiet_pages_are_named_once_until_they_are_written)
 {
 	static struct box b;
