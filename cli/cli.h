@@ -119,10 +119,10 @@ const struct cmd *command_find(const char *name);
 enum run_delta { RUN_DELTA_OFF, RUN_DELTA_FAST, RUN_DELTA_SMALL };
 
 struct run_args {
-	const char *kernel, *initrd, *cmdline, *name, *swap;
+	const char *kernel, *initrd, *cmdline, *name, *swap, *share_group;
 	struct text_list disks, nets, append, balloon;
 	uint64_t memory_bytes, limit_bytes, pool_cap_bytes, pool_acceleration, cpus,
-		stop_timeout_s;
+		stop_timeout_s, share_cpu_pct;
 	unsigned hugepages, pool_delta; /* of `enum ram_huge`, `enum run_delta` */
 	unsigned pool_refine;           /* of refine_choices */
 	bool console, detach, no_reboot, allow_emulated, dry_run;
@@ -290,6 +290,7 @@ struct memory {
 	bool assigned_known, resident_known;
 	bool engine; /* there is one: the rest is known */
 	uint64_t limit_bytes, wanted_bytes;
+	uint64_t shared_bytes;    /* of those away, that the store of shared pages has */
 	uint64_t away_bytes;      /* that the guest has and its RAM does not hold now */
 	uint64_t away_cost_bytes; /* what that takes of the host all the same */
 	uint64_t held_bytes;      /* resident and away: what the limit counts */

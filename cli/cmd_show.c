@@ -337,6 +337,23 @@ static void status_deltas(const json_t *engine)
 	       saved, size_format(orphans, sizeof(orphans), kept));
 }
 
+static void status_sharing(const json_t *vm)
+{
+	const json_t *s = json_object_get(vm, "sharing");
+	char shared[32];
+	struct memory m;
+
+	if (!json_is_object(s))
+		return;
+	memory_of(vm, &m);
+	printf("%-12s group %s, %s", "sharing", json_text(s, "group"), json_text(s, "state"));
+	if (*json_text(s, "why"))
+		printf(" (%s)", json_text(s, "why"));
+	if (m.engine)
+		printf("; %s shared", size_format(shared, sizeof(shared), m.shared_bytes));
+	printf("\n");
+}
+
 static void status_balloon(const json_t *vm)
 {
 	const json_t *balloon = json_object_get(vm, "balloon");
@@ -390,6 +407,7 @@ static void status_print(const json_t *vm)
 	status_overhead(vm);
 	status_deltas(json_object_get(vm, "engine"));
 	status_swap(json_object_get(vm, "engine"));
+	status_sharing(vm);
 	status_balloon(vm);
 	status_guest(vm);
 	status_devices(vm);

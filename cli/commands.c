@@ -170,6 +170,14 @@ static const struct opt run_opts[] = {
 		  "is lost. A comma in PATH is written twice. Where a file system copies on write, space that "
 		  "is reserved may not be there to write to: a file made by brim on btrfs is written in place, "
 		  "for others use `chattr +C` while they are empty, or a device; `brim log` has a warning" },
+	{ .name = "share-group", .type = OPT_TEXT, .arg = "NAME", RUN_AT(share_group),
+	  .help = "with which VMs this one shares equal pages, where a brimd runs: those that say the same "
+		  "NAME, and have the same owner. Unless given, all of its owner's that say none. How long a "
+		  "page takes to write or to read can tell a guest whether another of its group has the "
+		  "same, so guests that must not learn that of each other belong in different groups; `none`: "
+		  "shares with nobody" },
+	{ .name = "share-cpu", .type = OPT_UINT, .arg = "PERCENT", .def = "10", .min = 1, .max = 100,
+	  RUN_AT(share_cpu_pct), .help = "of one CPU, the most that looking for equal pages may take" },
 	{ .name = "cpus", .letter = 'c', .type = OPT_UINT, .arg = "N", .def = "1", .min = 1,
 	  .max = VM_MAX_CPUS, RUN_AT(cpus), .help = "how many processors the guest has" },
 	{ .name = "append", .letter = 'a', .type = OPT_LIST, .arg = "TEXT", RUN_AT(append),

@@ -16,7 +16,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "mm/mm.h"
+#include "mm/ksm/ksm.h"
 #include "vmm/vmm.h"
 
 #define SERIAL_MAX 20 /* of virtio-blk */
@@ -550,6 +550,30 @@ static int put_limits(json_t *o, const struct run_args *a, struct err *e)
 	return 0;
 }
 
+/* As limits: only what is asked for. */
+static int put_share(json_t *o, const struct run_args *a, struct err *e)
+{
+	json_t *share;
+	int rc = 0;
+
+	if (!a->share_group && (!a->share_cpu_pct || a->share_cpu_pct == KSM_CPU_PCT))
+		return 0;
+	if (a->share_group && vm_name_check(a->share_group, NULL))
+		return err_set(e, -EINVAL, "--share-group '%s': a name has 1 to %d letters, digits, '.', '_' "
+			       "or '-', and begins with a letter or digit", a->share_group, RUN_NAME_MAX);
+	share = json_object();
+	if (!share)
+		return err_sys(e, -ENOMEM, "--share-group");
+	if (a->share_group)
+		rc = put_string(share, "group", a->share_group, e);
+	if (!rc && a->share_cpu_pct)
+		rc = json_object_set_new(share, "cpu_pct", json_integer((json_int_t)a->share_cpu_pct));
+	if (!rc && json_object_set(o, "share", share))
+		rc = err_sys(e, -ENOMEM, "--share-group");
+	json_decref(share);
+	return rc;
+}
+
 /* Behind the disks, since it must be none of them. */
 static int put_swap(json_t *o, const struct run_args *a, struct err *e)
 {
@@ -593,6 +617,8 @@ int spec_build(const struct run_args *a, json_t **config, struct err *e)
 	rc = put_limits(o, a, e);
 	if (!rc)
 		rc = put_pool(o, a, e);
+	if (!rc)
+		rc = put_share(o, a, e);
 	if (!rc)
 		rc = put_image(o, "kernel", a->kernel, e);
 	if (!rc)

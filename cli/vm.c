@@ -54,7 +54,8 @@ void memory_of(const json_t *status, struct memory *m)
 	json_u64(engine, "pool_overhead_bytes", NULL, &m->pool_overhead_bytes);
 	json_u64(engine, "own_bytes", NULL, &m->own_bytes);
 	json_u64(engine, "disk_bytes", NULL, &disk);
-	m->away_bytes = staged + filled + packed + disk;
+	json_u64(engine, "stored_bytes", NULL, &m->shared_bytes);
+	m->away_bytes = staged + filled + packed + disk + m->shared_bytes;
 	m->away_cost_bytes = staged + pool;
 	m->held_bytes = m->resident_bytes + m->away_cost_bytes;
 	m->cold_bytes = coldest(json_object_get(engine, "cold_bytes"));

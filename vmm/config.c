@@ -325,6 +325,32 @@ static int read_swap(struct vm_config *cfg, const json_t *v, const char *key, st
 	return cfg->swap.path[0] ? 0 : wrong(e, "swap.path", "given");
 }
 
+static int read_sh_group(struct vm_config *cfg, const json_t *v, const char *key, struct err *e)
+{
+	int rc = get_string(v, cfg->share.group, sizeof cfg->share.group, "share.group", e);
+
+	if (rc || !cfg->share.group[0] || vm_name_check(cfg->share.group, NULL) == 0)
+		return rc;
+	return wrong(e, "share.group", "a name of letters, digits, '.', '_' and '-'");
+}
+
+static int read_sh_cpu(struct vm_config *cfg, const json_t *v, const char *key, struct err *e)
+{
+	return get_unsigned(v, 1, 100, &cfg->share.cpu_pct, "share.cpu_pct", e);
+}
+
+static int read_share(struct vm_config *cfg, const json_t *v, const char *key, struct err *e)
+{
+	static const struct field fields[] = {
+		{ "group", read_sh_group },
+		{ "cpu_pct", read_sh_cpu },
+	};
+
+	if (!json_is_object(v))
+		return wrong(e, key, "an object");
+	return read_object(cfg, v, fields, ARRAY_LEN(fields), "share.", e);
+}
+
 static const struct field fields_top[] = {
 	{ "v", read_version },
 	{ "name", read_name },
@@ -335,6 +361,7 @@ static const struct field fields_top[] = {
 	{ "pool_acceleration", read_pool_accel },
 	{ "pool_refine", read_pool_refine },
 	{ "swap", read_swap },
+	{ "share", read_share },
 	{ "cpus", read_cpus },
 	{ "kernel", read_kernel },
 	{ "initrd", read_initrd },

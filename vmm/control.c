@@ -165,7 +165,7 @@ static int cmd_status(struct vmm *vmm, const json_t *args, json_t **result, stru
 	rss = own_rss_bytes();
 	away = resident + memory_away_bytes(m);
 	virtio_balloon_status(m->balloon, &balloon, &guest);
-	*result = json_pack("{s:s,s:i,s:s,s:f,s:I,s:i,s:s,s:I,s:I,s:i,s:o,s:o,s:o,s:o,s:o,s:o}",
+	*result = json_pack("{s:s,s:i,s:s,s:f,s:I,s:i,s:s,s:I,s:I,s:i,s:o,s:o,s:o,s:o,s:o,s:o,s:o}",
 			    "name", vmm->cfg.name, "pid", (int)getpid(), "state", state_name(vmm),
 			    "uptime_s", (double)(now_ns() - vmm->start_ns) / 1e9,
 			    "memory_bytes", (json_int_t)vmm->cfg.memory_bytes,
@@ -173,7 +173,7 @@ static int cmd_status(struct vmm *vmm, const json_t *args, json_t **result, stru
 			    "resident_bytes", (json_int_t)resident,
 			    "vmm_bytes", (json_int_t)(rss > away ? rss - away : 0),
 			    "reboots", (int)vmm->reboots,
-			    "engine", memory_json(m),
+			    "engine", memory_json(m), "sharing", sharing_json(m),
 			    "balloon", balloon_json(&balloon), "guest", guest_json(&guest),
 			    "disks", disks_json(&vmm->cfg), "nets", nets_json(vmm),
 			    "vcpus", vcpus_json(m));

@@ -10,6 +10,8 @@
 #include <stdio.h>
 #include <sys/types.h>
 
+#include "mm/ksm/ksm.h"
+#include "vmm/client.h"
 #include "vmm/hostcheck.h"
 #include "vmm/vmm.h"
 
@@ -243,6 +245,10 @@ struct machine {
 	struct ram *ram;
 	struct engine *engine; /* loop thread: NULL until it is needed; see memory.c */
 	struct swap *swap;
+	struct ksm *ksm;       /* the same; see sharing.c */
+	bool share_looks;      /* for a brimd, by: */
+	int share_timer_fd;
+	char share_error[512]; /* "", or why it cannot share */
 	struct kvm kvm;
 	struct pci_bus *pci;
 	struct platform platform;
@@ -282,10 +288,22 @@ enum vm_end machine_ended(struct machine *m, char *detail, size_t len);
 int memory_init(struct machine *m, struct err *e);
 int memory_limit(struct machine *m, uint64_t bytes, struct err *e);
 int memory_reclaim(struct machine *m, uint64_t bytes, struct err *e);
+/* The engine, where there is none yet. */
+int memory_make(struct machine *m, struct err *e);
 void memory_fini(struct machine *m); /* nobody touches guest RAM any more */
 json_t *memory_json(const struct machine *m); /* JSON null without an engine */
 /* Host memory that guest pages cost outside guest RAM: staged, and the pool. */
 uint64_t memory_away_bytes(const struct machine *m);
+
+/* ---- sharing.c -------------------------------------------------------------- */
+
+/* What memory_make() needs before there is an engine; m->ksm stays NULL for a VM that does
+ * not share. */
+int sharing_create(struct machine *m, struct err *e);
+/* Begins to share, or to look for a brimd. */
+int sharing_init(struct machine *m, struct err *e);
+void sharing_stop(struct machine *m);
+json_t *sharing_json(const struct machine *m); /* JSON null for a VM that does not share */
 
 /* ---- control.c ------------------------------------------------------------ */
 

@@ -3,11 +3,12 @@
  * socket, told of in its status.
  *
  *   (none) --limit or reclaim, or a limit at start--> running --machine ends--> gone
+ *          --a brimd to share through---------------->
  *
  * A VM with a swap file has one from its start, since a file that is not there, or too
  * small, is to be known then.
  *
- * A VM nobody limits has none: no thread, no scan, no table, and no need for the
+ * A VM nobody limits, and that does not share, has none: no thread, no scan, no table, and no need for the
  * right to use userfaultfd.  Once made it stays for this boot; a limit of 0 only
  * puts it to sleep, since pages may be away.
  *
@@ -101,7 +102,7 @@ static int forbid_core_dumps(struct err *e)
 	return err_sys(e, -errno, "swap: cannot forbid core dumps");
 }
 
-static int make(struct machine *m, struct err *e)
+int memory_make(struct machine *m, struct err *e)
 {
 	const struct vm_swap *v = &m->cfg->swap;
 	const struct swap_disk_config disk = { .path = v->path, .size_bytes = v->size_bytes,
@@ -122,30 +123,39 @@ static int make(struct machine *m, struct err *e)
 
 	if (!rc)
 		rc = swap_create(&m->swap, &sc, e);
-	if (rc)
-		return rc;
+	if (!rc)
+		rc = sharing_create(m, e);
 	ec.tier_ctx = m->swap;
-	rc = engine_create(&m->engine, &ec, e);
-	if (rc)
+	ec.leaving = m->ksm ? ksm_leaving : NULL;
+	ec.leaving_ctx = m->ksm;
+	if (!rc)
+		rc = engine_create(&m->engine, &ec, e);
+	if (rc) {
 		swap_destroy(&m->swap);
-	else
-		swap_attach(m->swap, m->engine);
-	return rc;
+		ksm_destroy(&m->ksm);
+		return rc;
+	}
+	swap_attach(m->swap, m->engine);
+	if (m->ksm)
+		ksm_attach(m->ksm, m->engine, m->ram);
+	return 0;
 }
 
 void memory_fini(struct machine *m)
 {
+	sharing_stop(m);
 	engine_destroy(&m->engine);
+	ksm_destroy(&m->ksm); /* the store: until then pages were served from it */
 	swap_destroy(&m->swap);
 }
 
 int memory_init(struct machine *m, struct err *e)
 {
-	int rc = m->cfg->swap.path[0] ? make(m, e) : 0;
+	int rc = m->cfg->swap.path[0] ? memory_make(m, e) : 0;
 
 	if (!rc && m->cfg->memory_limit_bytes)
 		rc = memory_limit(m, m->cfg->memory_limit_bytes, e);
-	return rc;
+	return rc ? rc : sharing_init(m, e);
 }
 
 int memory_limit(struct machine *m, uint64_t bytes, struct err *e)
@@ -153,7 +163,7 @@ int memory_limit(struct machine *m, uint64_t bytes, struct err *e)
 	int rc = 0;
 
 	if (!m->engine && bytes)
-		rc = make(m, e);
+		rc = memory_make(m, e);
 	if (!rc && m->engine)
 		engine_limit(m->engine, bytes);
 	return rc;
@@ -161,7 +171,7 @@ int memory_limit(struct machine *m, uint64_t bytes, struct err *e)
 
 int memory_reclaim(struct machine *m, uint64_t bytes, struct err *e)
 {
-	int rc = m->engine ? 0 : make(m, e);
+	int rc = m->engine ? 0 : memory_make(m, e);
 
 	if (!rc)
 		engine_reclaim(m->engine, bytes);
@@ -213,7 +223,7 @@ json_t *memory_json(const struct machine *m)
 	engine_stats(m->engine, &s);
 	swap_stats(m->swap, &pool);
 	return json_pack("{s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,"
-			 "s:I,s:I,s:o}",
+			 "s:I,s:I,s:I,s:o}",
 			 "limit_bytes", (json_int_t)s.limit_bytes,
 			 "wanted_bytes", (json_int_t)s.wanted_bytes,
 			 "present_bytes", bytes_of(s.present_pages),
@@ -221,6 +231,7 @@ json_t *memory_json(const struct machine *m)
 			 "filled_bytes", bytes_of(s.filled_pages),
 			 "packed_bytes", bytes_of(s.packed_pages),
 			 "refined_bytes", bytes_of(pool.refined_pages),
+			 "stored_bytes", bytes_of(s.stored_pages),
 			 "delta_bytes", bytes_of(pool.delta_pages),
 			 "delta_saved_bytes", (json_int_t)pool.delta_saved_bytes,
 			 "delta_orphan_bytes", (json_int_t)pool.orphan_bytes,

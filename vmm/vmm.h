@@ -7,6 +7,7 @@
  * machine.c   one boot of the VM: assembles RAM, KVM, PCI and devices; reset
  *             is "destroy the machine, create it again"
  * memory.c    the memory engine: made when needed, limits, status
+ * sharing.c   sharing equal pages: when it begins, status
  * kvm.c       the KVM file descriptors, memslots, interrupt routing
  * vcpu.c      vCPU threads: KVM_RUN, exits, pause
  * cpuid.c     what the guest's CPUs say they are
@@ -44,6 +45,7 @@
 #define VM_LIMIT_MIN_BYTES (16 * MiB)
 #define VM_POOL_CAP_MIN_BYTES (16 * MiB) /* with the disk's share of it */
 #define VM_SWAP_MIN_BYTES (5 * MiB)
+#define VM_SHARE_NONE "none"
 #define VM_CMDLINE_MAX 2048u /* Linux's COMMAND_LINE_SIZE, terminator included */
 
 struct vm_disk {
@@ -57,6 +59,12 @@ struct vm_swap {
 	char path[PATH_MAX];  /* "": nowhere */
 	uint64_t size_bytes;  /* 0: 9/8 of the VM's memory; of a device: all of it */
 	bool encrypt, force;
+};
+
+/* With whom it shares equal pages. */
+struct vm_share {
+	char group[VM_NAME_MAX]; /* "": VMs of the same owner; VM_SHARE_NONE: nobody */
+	unsigned cpu_pct;        /* of one CPU, for finding them; 0: the default */
 };
 
 struct vm_net {
@@ -74,6 +82,7 @@ struct vm_config {
 	unsigned pool_acceleration;  /* LZ4's; 0: the default */
 	bool pool_refine;            /* packed pages are packed anew, smaller, once cold */
 	struct vm_swap swap;
+	struct vm_share share;
 	unsigned cpus;
 	char kernel[PATH_MAX];
 	char initrd[PATH_MAX]; /* "": none */

@@ -13,7 +13,7 @@ static const char *const pieces[] = {
 	"{\"name\":\"a\",\"kernel\":\"/k\",\"run_dir\":\"/r\",", "{", "}", "[", "]", ",", ":",
 	"\"v\":", "\"name\":", "\"memory_bytes\":", "\"cpus\":", "\"kernel\":", "\"initrd\":",
 	"\"cmdline\":", "\"run_dir\":", "\"disks\":[{\"path\":\"/d\",", "\"nets\":[{\"tap\":\"t\",",
-	"\"balloon\":{", "\"hugepages\":", "\"rng\":", "\"console\":", "\"die_with_parent\":",
+	"\"balloon\":{", "\"share\":{", "\"group\":", "\"cpu_pct\":", "\"hugepages\":", "\"rng\":", "\"console\":", "\"die_with_parent\":",
 	"\"reboot\":", "\"allow_emulated_kvm\":", "\"stop_timeout_s\":", "\"path\":", "\"serial\":",
 	"\"readonly\":", "\"direct\":", "\"tap\":", "\"mac\":", "\"52:54:00:12:34:56\"",
 	"\"deflate_on_oom\":", "\"reporting\":", "\"hinting\":", "\"poison\":",
@@ -26,6 +26,7 @@ static void check(const struct vm_config *cfg)
 	VERIFY(cfg->cpus >= 1 && cfg->cpus <= VM_MAX_CPUS && cfg->memory_bytes > 0);
 	VERIFY(cfg->name[0] && cfg->kernel[0] && cfg->run_dir[0]);
 	VERIFY(memchr(cfg->name, 0, sizeof cfg->name) && memchr(cfg->cmdline, 0, sizeof cfg->cmdline));
+	VERIFY(cfg->share.cpu_pct <= 100 && strlen(cfg->share.group) < sizeof cfg->share.group);
 	VERIFY(cfg->disk_count <= VM_MAX_DISKS && cfg->net_count <= VM_MAX_NETS);
 	for (unsigned i = 0; i < cfg->disk_count; i++)
 		VERIFY(cfg->disks[i].path[0] &&

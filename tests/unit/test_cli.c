@@ -366,6 +366,30 @@ Test(cli_spec, pool_settings_are_described_where_not_the_default, .fini = remove
 	json_decref(config);
 }
 
+Test(cli_spec, share_is_described_as_given, .fini = remove_scratch)
+{
+	const char *kernel = file("kernel", "k");
+	json_t *config = NULL, *share;
+	struct err e = { "" };
+	uint64_t pct = 0;
+	char line[256];
+
+	snprintf(line, sizeof(line), "-k %s --share-group blue --share-cpu 25", kernel);
+	cr_assert_eq(parse_run(line, &e), 0, "%s", e.msg);
+	cr_assert_eq(spec_build(&run_args, &config, &e), 0, "%s", e.msg);
+	share = json_object_get(config, "share");
+	cr_expect_str_eq(json_text(share, "group"), "blue");
+	cr_expect(json_u64(share, "cpu_pct", NULL, &pct) && pct == 25);
+	json_decref(config);
+	opt_fini(&in, &run_args);
+	snprintf(line, sizeof(line), "-k %s", kernel);
+	cr_assert_eq(parse_run(line, &e), 0, "%s", e.msg);
+	cr_assert_eq(spec_build(&run_args, &config, &e), 0, "%s", e.msg);
+	cr_expect_null(json_object_get(config, "share"), "only where it is asked for");
+	json_decref(config);
+	opt_fini(&in, &run_args);
+}
+
 Test(cli_spec, wrong_descriptions_say_what_is_wrong, .fini = remove_scratch)
 {
 	const char *kernel = file("kernel", "k"), *empty = file("empty", "");
@@ -385,6 +409,7 @@ Test(cli_spec, wrong_descriptions_say_what_is_wrong, .fini = remove_scratch)
 		{ "-k $K --swap /s,size=lots", -EINVAL, "'lots' is not a size" },
 		{ "-k $K --swap /s,size=4M", -EINVAL, "at least 5M" },
 		{ "-k $K --swap /s,ro", -EINVAL, "'ro' is none of size=SIZE, encrypt, force" },
+		{ "-k $K --share-group a/b", -EINVAL, "--share-group 'a/b': a name has 1 to 63" },
 		{ "-k $K --swap /dev/null", -ENODEV, "swap /dev/null: not a regular file or block" },
 		{ "-k $K --swap /no/such/swap", -ENOENT, "swap /no/such/swap: cannot be made" },
 		{ "-k $K -d $K --swap $K,force", -EINVAL, "is one of the VM's disks" },

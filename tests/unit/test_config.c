@@ -232,6 +232,28 @@ Test(config, pool_refine_on_unless_switched_off)
 	bad("\"pool_refine\":1", "pool_refine");
 }
 
+Test(config, share_arrives)
+{
+	good("\"share\":{\"group\":\"blue\",\"cpu_pct\":25}");
+	cr_assert_str_eq(cfg.share.group, "blue");
+	cr_assert_eq(cfg.share.cpu_pct, 25);
+	good("\"share\":{\"group\":null}");
+	cr_assert_str_eq(cfg.share.group, "");
+	cr_assert_eq(cfg.share.cpu_pct, 0);
+}
+
+Test(config, share_wrong_refused_by_name)
+{
+	bad("\"share\":\"blue\"", "share");
+	bad("\"share\":{\"group\":\"a b\"}", "share.group");
+	bad("\"share\":{\"group\":\"-a\"}", "share.group");
+	bad("\"share\":{\"group\":\"0123456789012345678901234567890123456789012345678901234567890123\"}",
+	    "share.group");
+	bad("\"share\":{\"cpu_pct\":0}", "share.cpu_pct");
+	bad("\"share\":{\"cpu_pct\":101}", "share.cpu_pct");
+	bad("\"share\":{\"seed\":1}", "share.seed");
+}
+
 Test(config, swap_wrong_refused_by_name)
 {
 	bad("\"pool_cap_bytes\":16777215", "pool_cap_bytes");

@@ -629,12 +629,102 @@ Test(control, limit_makes_an_engine_that_status_tells_of)
 	end();
 }
 
+/* A brimd that takes connections and says nothing. */
+static int listen_as_brimd(void)
+{
+	struct sockaddr_un sa = { .sun_family = AF_UNIX };
+	int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+
+	snprintf(sa.sun_path, sizeof sa.sun_path, "%s/brimd.sock", dir);
+	cr_assert_eq(bind(fd, (const struct sockaddr *)&sa, sizeof sa), 0);
+	cr_assert_eq(listen(fd, 8), 0);
+	return fd;
+}
+
+static void forget_brimd(int fd)
+{
+	char name[80];
+
+	close(fd);
+	snprintf(name, sizeof name, "%s/brimd.sock", dir);
+	unlink(name);
+}
+
+static const char *sharing_of(json_t **status, const char *key)
+{
+	*status = sharing_json(&machine);
+	return json_string_value(json_object_get(*status, key));
+}
+
+Test(control, sharing_begins_when_a_brimd_answers)
+{
+	json_t *s;
+	char group[64];
+	int fd;
+
+	begin();
+	snprintf(vmm.cfg.run_dir, sizeof vmm.cfg.run_dir, "%s/vm", dir);
+	snprintf(group, sizeof group, "uid-%u", (unsigned)geteuid());
+	machine.loop = vmm.loop;
+	cr_assert_eq(sharing_init(&machine, &e), 0, "%s", e.msg);
+	cr_assert_null(machine.engine, "there is nobody to share with");
+	fd = listen_as_brimd();
+	while (machine.share_looks)
+		loop_turn(vmm.loop, 5000);
+	cr_assert_str_eq(sharing_of(&s, "group"), group);
+	json_decref(s);
+	if (!machine.engine) {
+		cr_assert_str_eq(sharing_of(&s, "state"), "impossible");
+		json_decref(s);
+		cr_skip_test("no userfaultfd here");
+	}
+	while (strcmp(sharing_of(&s, "state"), "joining") != 0)
+		json_decref(s);
+	json_decref(s);
+	forget_brimd(fd);
+	end();
+}
+
+Test(control, sharing_begins_at_once_where_a_brimd_is_there)
+{
+	int fd;
+
+	begin();
+	snprintf(vmm.cfg.run_dir, sizeof vmm.cfg.run_dir, "%s/vm", dir);
+	snprintf(vmm.cfg.share.group, sizeof vmm.cfg.share.group, "blue");
+	machine.loop = vmm.loop;
+	fd = listen_as_brimd();
+	cr_assert_eq(sharing_init(&machine, &e), 0, "%s", e.msg);
+	cr_assert(!machine.share_looks && (machine.engine || machine.share_error[0]));
+	forget_brimd(fd);
+	end();
+}
+
+Test(control, vm_that_opts_out_does_not_share)
+{
+	json_t *s;
+	int fd;
+
+	begin();
+	snprintf(vmm.cfg.run_dir, sizeof vmm.cfg.run_dir, "%s/vm", dir);
+	snprintf(vmm.cfg.share.group, sizeof vmm.cfg.share.group, "none");
+	machine.loop = vmm.loop;
+	fd = listen_as_brimd();
+	cr_assert_eq(sharing_init(&machine, &e), 0, "%s", e.msg);
+	cr_assert(!machine.engine && !machine.share_looks);
+	s = sharing_json(&machine);
+	cr_assert(json_is_null(s));
+	json_decref(s);
+	forget_brimd(fd);
+	end();
+}
+
 Test(control, status_has_every_key_of_its_description)
 {
 	static const char *const keys[] = {
 		"name", "pid", "state", "uptime_s", "memory_bytes", "cpus", "kernel",
-		"resident_bytes", "vmm_bytes", "reboots", "engine", "balloon", "guest", "disks", "nets",
-		"vcpus",
+		"resident_bytes", "vmm_bytes", "reboots", "engine", "sharing", "balloon", "guest", "disks",
+		"nets", "vcpus",
 	};
 	json_t *r;
 	int fd;
