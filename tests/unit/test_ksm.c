@@ -558,6 +558,25 @@ Test(ksm, release_that_was_under_way_is_not_said_again)
 	fh_close(&f);
 }
 
+Test(ksm, question_that_was_never_answered_is_asked_anew)
+{
+	static struct fakehost f;
+
+	fh_open(&f);
+	fh_connect(&f);
+	box_fill(&f.b, 1, 1);
+	fh_cool(&f);
+	fh_expect(&f, WIRE_LOOKUP);
+	close(f.fd);
+	f.fd = -1;
+	fh_expect(&f, WIRE_HELLO);
+	fh_expect(&f, WIRE_HOLD);
+	fh_welcome(&f);
+	fh_expect(&f, WIRE_LOOKUP);
+	cr_assert_eq(f.m->count, 1);
+	fh_close(&f);
+}
+
 Test(ksm, engine_looks_for_cold_pages_only_while_connected)
 {
 	static struct fakehost f;
