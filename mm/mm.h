@@ -145,6 +145,14 @@ struct ram_guard {
 };
 void ram_set_guard(struct ram *ram, const struct ram_guard *guard, void *ctx);
 
+/* A device writes to [at, at + bytes) of guest RAM on its own until ram_returned(): a disk
+ * that is read without the page cache has the pages pinned, and writes behind the page
+ * tables.  Before the kernel is asked to, and after it has ended.  Any thread. */
+void ram_lend(const struct ram *ram, const void *at, uint64_t bytes);
+void ram_returned(const struct ram *ram, const void *at, uint64_t bytes);
+/* Is any of these pages so written?  By the 2 MiB. */
+bool ram_is_lent(const struct ram *ram, uint64_t index, uint64_t pages);
+
 /* Asks for huge pages in the 2 MiB blocks wholly inside the range, unless the
  * VM's setting is never.  For images about to be loaded densely. */
 void ram_expect_dense(const struct ram *ram, gpa_t addr, uint64_t len_bytes);

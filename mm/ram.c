@@ -44,6 +44,7 @@ struct ram {
 	uint8_t *map; /* the reservation, guards and all */
 	uint64_t map_bytes;
 	uint8_t *hva; /* where RAM starts in it */
+	_Atomic uint32_t *lent; /* [size / 2 MiB]: buffers that devices write to */
 	unsigned slot_count;
 	struct ram_slot slots[RAM_SLOTS_MAX];
 
@@ -154,6 +155,11 @@ int ram_create(struct ram **out, const struct ram_config *cfg, struct err *e)
 	ram->size_bytes = cfg->size_bytes;
 	ram->huge = cfg->huge;
 	ram->host = cfg->host ? cfg->host : &mm_host_linux;
+	ram->lent = calloc(ram->size_bytes / HUGE_BYTES, sizeof(*ram->lent));
+	if (!ram->lent) {
+		rc = err_sys(e, -ENOMEM, "memory: no memory for its description");
+		goto out_fail;
+	}
 	rc = map_ram(ram, e);
 	if (!rc)
 		rc = advise_all(ram, e);
@@ -177,6 +183,7 @@ void ram_destroy(struct ram **ram)
 		return;
 	if (r->map && r->host->munmap(r->map, r->map_bytes) < 0)
 		log_error("memory: cannot unmap guest RAM: %s", strerror(errno));
+	free(r->lent);
 	free(r);
 }
 
@@ -357,6 +364,37 @@ void ram_expect_dense(const struct ram *ram, gpa_t addr, uint64_t len_bytes)
 enum ram_huge ram_huge_setting(const struct ram *ram)
 {
 	return ram->huge;
+}
+
+/* ---- what devices write to -------------------------------------------------- */
+
+static void count_lent(const struct ram *ram, const void *at, uint64_t bytes, uint32_t by)
+{
+	uint64_t from = (uint64_t)((const uint8_t *)at - ram->hva), to = from + bytes;
+
+	VERIFY(bytes && from < to && to <= ram->size_bytes);
+	for (uint64_t c = from / HUGE_BYTES; c <= (to - 1) / HUGE_BYTES; c++)
+		atomic_fetch_add(&ram->lent[c], by);
+}
+
+void ram_lend(const struct ram *ram, const void *at, uint64_t bytes)
+{
+	count_lent(ram, at, bytes, 1);
+}
+
+void ram_returned(const struct ram *ram, const void *at, uint64_t bytes)
+{
+	count_lent(ram, at, bytes, UINT32_MAX); /* less one */
+}
+
+bool ram_is_lent(const struct ram *ram, uint64_t index, uint64_t pages)
+{
+	uint64_t from = index << PAGE_SHIFT, to = (index + pages) << PAGE_SHIFT;
+	bool lent = false;
+
+	for (uint64_t c = from / HUGE_BYTES; c <= (to - 1) / HUGE_BYTES; c++)
+		lent |= atomic_load(&ram->lent[c]) != 0;
+	return lent;
 }
 
 /* ---- resident bytes ------------------------------------------------------ */

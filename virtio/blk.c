@@ -82,6 +82,7 @@ struct blk_req {
 	 * the slice is in the ring */
 	unsigned iov_next, iov_count, iov_cut;
 	size_t iov_cut_len; /* its whole length, 0: none is cut */
+	unsigned iov_lent; /* from iov_next on: what the disk is being read into */
 	unsigned range_next, range_count;
 	struct blk_range ranges[BLK_MAX_RANGES];
 	struct iovec iov[BLK_MAX_SEGS];
@@ -202,6 +203,22 @@ static void blk_uncut(struct blk_req *r)
 	r->iov_cut_len = 0;
 }
 
+/* Whoever moves guest RAM about is to know what a disk is being read into (ram_lend()). */
+static void blk_lend(struct blk *b, struct blk_req *r, unsigned n)
+{
+	for (unsigned i = 0; i < n; i++)
+		ram_lend(b->dev.env.ram, r->iov[r->iov_next + i].iov_base, r->iov[r->iov_next + i].iov_len);
+	r->iov_lent = n;
+}
+
+static void blk_returned(struct blk *b, struct blk_req *r)
+{
+	for (unsigned i = 0; i < r->iov_lent; i++)
+		ram_returned(b->dev.env.ram, r->iov[r->iov_next + i].iov_base,
+			     r->iov[r->iov_next + i].iov_len);
+	r->iov_lent = 0;
+}
+
 /* As blk_slice(), for writing zeroes: the same page of them over and over. */
 static unsigned blk_zeroes_slice(struct blk *b, struct blk_req *r)
 {
@@ -238,10 +255,12 @@ static void blk_prep_transfer(struct blk *b, struct blk_req *r, struct io_uring_
 
 	r->direct = blk_can_be_direct(b, r, n);
 	fd = r->direct ? b->image.direct_fd : b->image.fd;
-	if (r->step == STEP_READ)
+	if (r->step == STEP_READ) {
+		blk_lend(b, r, n);
 		io_uring_prep_readv(sqe, fd, v, n, r->at_bytes);
-	else
+	} else {
 		io_uring_prep_writev(sqe, fd, v, n, r->at_bytes);
+	}
 }
 
 static void blk_put(struct blk *b, struct blk_req *r)
@@ -401,6 +420,7 @@ static void blk_range_done(struct blk *b, struct blk_req *r, int res)
 
 static void blk_step_done(struct blk *b, struct blk_req *r, int res)
 {
+	blk_returned(b, r);
 	if (!virtio_running(&b->dev)) {
 		blk_release(b, r); /* nobody to tell: I4 */
 		return;
@@ -692,6 +712,7 @@ static void blk_drain(struct blk *b)
 
 		if (io_uring_wait_cqe(&b->ring, &cqe) < 0)
 			continue; /* a signal */
+		blk_returned(b, io_uring_cqe_get_data(cqe));
 		blk_release(b, io_uring_cqe_get_data(cqe));
 		io_uring_cqe_seen(&b->ring, cqe);
 	}

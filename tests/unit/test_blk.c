@@ -112,6 +112,11 @@ static void begin(uint64_t features)
 	begin_with(&(struct virtio_blk_config){ .path = path }, features);
 }
 
+static bool is_lent(void)
+{
+	return ram_is_lent(g.ram, 0, ram_size_bytes(g.ram) >> PAGE_SHIFT);
+}
+
 static void end(void)
 {
 	fakeguest_fini(&g);
@@ -782,6 +787,19 @@ Test(blk, reset_in_flight_waits_and_writes_nothing_back)
 
 	cr_assert(fakeguest_start(&g, ALL));
 	expect_read(0, 512);
+	end();
+}
+
+Test(blk, memory_is_lent_while_it_is_read_into)
+{
+	begin(ALL);
+	cr_assert(!is_lent());
+	put_in_flight(20);
+	cr_assert(is_lent());
+	for (int i = 0; i < 1000 && g.q[0].used[1] < 20; i++)
+		fakeguest_turn(&g, 1000);
+	cr_assert_eq(g.q[0].used[1], 20);
+	cr_assert(!is_lent());
 	end();
 }
 
