@@ -45,8 +45,7 @@ void engine_dead(struct engine *e, uint64_t index, const char *what, int rc)
 	e->fatal(e->fatal_ctx, why);
 }
 
-/* Has the address memory of its own?  -errno where the kernel does not say. */
-static int has_page(const struct engine *e, const void *at)
+int engine_has_page(const struct engine *e, const void *at)
 {
 	uint64_t entry = 0;
 
@@ -63,7 +62,7 @@ static int has_page(const struct engine *e, const void *at)
  * lose the page.  So look where the page is: 1 moved after all, 0 not, or -errno. */
 static int moved_after_all(const struct engine *e, const void *to, const void *from)
 {
-	int there = has_page(e, to), here = has_page(e, from);
+	int there = engine_has_page(e, to), here = engine_has_page(e, from);
 
 	if (there < 0 || here < 0)
 		return -EIO;
@@ -93,6 +92,10 @@ int64_t engine_move(struct engine *e, void *to, void *from, uint64_t n)
 			return m.move >> PAGE_SHIFT;
 		if (errno == EAGAIN)
 			continue;
+		if (errno == EINVAL && n > 1) {
+			n /= 2; /* more than one VMA, as map.c may leave them */
+			continue;
+		}
 		return refused_move(e, to, from, -errno);
 	}
 	return -EAGAIN;
@@ -111,7 +114,7 @@ int engine_watch(struct engine *e, uint64_t chunk)
 	struct chunk *c = &e->pages.chunk[chunk];
 	int rc;
 
-	if (c->watched)
+	if (c->watched && !c->torn)
 		return 0;
 	rc = register_range(e, page_at(e, chunk * CHUNK_PAGES), HUGE_BYTES,
 			    UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_WP);
@@ -119,6 +122,9 @@ int engine_watch(struct engine *e, uint64_t chunk)
 		counter_inc(CTR_engine_unwatchable);
 		return rc;
 	}
+	c->torn = false;
+	if (c->watched)
+		return 0;
 	c->watched = true;
 	counter_inc(CTR_engine_watched);
 	atomic_fetch_add(&e->watched_chunks, 1);
@@ -149,6 +155,7 @@ int engine_unwatch(struct engine *e, uint64_t chunk)
 	int rc = 0;
 
 	VERIFY(c->away == 0 && c->watched);
+	c->torn = false; /* all of it is registered anew, or bare */
 	if (e->host->ioctl(e->uffd, UFFDIO_UNREGISTER, &r) < 0)
 		return -errno;
 	c->watched = false;
@@ -221,7 +228,7 @@ static void forget_page(struct engine *e, uint64_t index)
 {
 	struct page was = e->pages.page[index];
 
-	if (was.state == PAGE_GUEST)
+	if (was.state == PAGE_GUEST || was.state == PAGE_SHARED || was.state == PAGE_BROKEN)
 		return;
 	/* A staged page's slot is emptied when the reclaimer comes by. */
 	page_set(&e->pages, index, PAGE_GUEST, 0);
@@ -232,9 +239,11 @@ static void forget_page(struct engine *e, uint64_t index)
 	counter_inc(CTR_engine_discarded_away);
 }
 
-static void forget_range(struct engine *e, uint64_t index, uint64_t n)
+static int forget_range(struct engine *e, uint64_t index, uint64_t n)
 {
-	while (n) {
+	int rc = 0;
+
+	while (n && !rc) {
 		struct chunk *c = chunk_of(&e->pages, index);
 		uint64_t here = CHUNK_PAGES - index % CHUNK_PAGES;
 
@@ -243,26 +252,32 @@ static void forget_range(struct engine *e, uint64_t index, uint64_t n)
 		pthread_mutex_lock(&c->lock);
 		for (uint64_t i = 0; c->away && i < here; i++)
 			forget_page(e, index + i);
+		rc = c->away ? map_forget(e, index, here) : 0;
 		pthread_mutex_unlock(&c->lock);
 		index += here;
 		n -= here;
 	}
+	return rc;
 }
 
 /* What is away is forgotten first: a fault that came in between would otherwise
  * bring old bytes back behind the discard.  No page leaves meanwhile (`take`). */
-static void before_discard(void *ctx, const struct ram_range *ranges, size_t n)
+static int before_discard(void *ctx, const struct ram_range *ranges, size_t n)
 {
 	struct engine *e = ctx;
+	int rc = 0;
 
 	pthread_mutex_lock(&e->take);
-	for (size_t i = 0; i < n; i++) {
+	for (size_t i = 0; i < n && !rc; i++) {
 		uint64_t index;
 
 		/* ram.c has found it whole and inside one slot */
 		VERIFY(ram_index_of(e->ram, gfn(ranges[i].addr.v >> PAGE_SHIFT), &index));
-		forget_range(e, index, ranges[i].len_bytes >> PAGE_SHIFT);
+		rc = forget_range(e, index, ranges[i].len_bytes >> PAGE_SHIFT);
 	}
+	if (rc)
+		pthread_mutex_unlock(&e->take);
+	return rc;
 }
 
 static void after_discard(void *ctx)
@@ -272,7 +287,14 @@ static void after_discard(void *ctx)
 	pthread_mutex_unlock(&e->take);
 }
 
-static const struct ram_guard guard = { .before = before_discard, .after = after_discard };
+static uint64_t others_pages(void *ctx)
+{
+	return atomic_load(&((struct engine *)ctx)->pages.in_state[PAGE_SHARED]);
+}
+
+static const struct ram_guard guard = {
+	.before = before_discard, .after = after_discard, .others_pages = others_pages,
+};
 
 bool engine_moved(struct engine *e, uint64_t index, const struct mm_move *m)
 {
@@ -354,7 +376,7 @@ int engine_create(struct engine **out, const struct engine_config *cfg, struct e
 	e->pass_ns = cfg->pass_ns ? cfg->pass_ns : PASS_NS;
 	e->manual = cfg->manual;
 	e->base = ram_slot(e->ram, 0)->hva;
-	e->uffd = e->pagemap = -1;
+	e->uffd = e->pagemap = e->map.uffd = -1;
 	e->touchers = cfg->touchers;
 	e->leaving = cfg->leaving;
 	e->leaving_ctx = cfg->leaving_ctx;
@@ -383,6 +405,7 @@ void engine_destroy(struct engine **ep)
 	fault_stop(e);
 	place_destroy(&e->placer);
 	reader_destroy(&e->reader);
+	map_fini(e);
 	if (e->uffd >= 0)
 		e->host->close(e->uffd);
 	if (e->pagemap >= 0)
@@ -438,6 +461,11 @@ void engine_stats(const struct engine *e, struct engine_stats *out)
 		.packed_pages = load(&e->pages.in_state[PAGE_PACKED]),
 		.disk_pages = load(&e->pages.in_state[PAGE_DISK]),
 		.stored_pages = load(&e->pages.in_state[PAGE_STORED]),
+		.shared_pages = load(&e->pages.in_state[PAGE_SHARED]),
+		.broken_pages = load(&e->pages.in_state[PAGE_BROKEN]),
+		.map_vmas = load(&e->map.vmas),
+		.map_vmas_most = load(&e->map.vmas_most),
+		.map_least_run = map_least_run(e),
 		.present_pages = load(&e->present_pages),
 		.tier_bytes = e->tier->held_bytes(e->tier_ctx),
 		.own_bytes = e->pages.count * sizeof(struct page) +

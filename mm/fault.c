@@ -9,6 +9,8 @@
  *          FILLED   the same, or the kernel's zero page
  *          STORED   copied from the store
  *          DISK     read.c: a read is started, and ends in a later turn
+ *          SHARED,  mapped from the store, since the touch: only a wake-up
+ *          BROKEN
  *          GUEST    never touched, or discarded, or brought back meanwhile:
  *                   a zero page, or only a wake-up
  *     ─► the kernel wakes whoever slept
@@ -96,6 +98,8 @@ int64_t fault_copy_in(struct engine *e, uint64_t index, const uint8_t *buf, uint
 			return (int64_t)n;
 		if (c.copy >= (int64_t)PAGE_BYTES)
 			return c.copy >> PAGE_SHIFT;
+		if (rc == -ENOENT && n > 1) /* more than one VMA, as map.c may leave them */
+			return fault_copy_in(e, index, buf, 1);
 	} while (may_retry(rc, &tries));
 	return rc;
 }
@@ -337,7 +341,7 @@ static void damaged(struct engine *e, uint64_t index, int rc)
 {
 	char where[256] = "its tier", what[320];
 
-	if (e->pages.page[index].state == PAGE_STORED)
+	if (e->pages.page[index].state == PAGE_STORED || e->pages.page[index].state == PAGE_SHARED)
 		snprintf(where, sizeof(where), "the store of shared pages");
 	else if (e->tier->describe)
 		e->tier->describe(e->tier_ctx, e->pages.page[index].payload, where, sizeof(where));
@@ -422,8 +426,21 @@ static void serve_tier(struct fault_server *s, struct chunk *c, uint64_t index)
 		return;
 	}
 	counter_inc(was_stored ? CTR_engine_faults_stored : CTR_engine_faults_packed);
+	c->retouched += was_stored && c->retouched < UINT8_MAX;
 	note_around(s->e, (uint64_t)done - 1);
 	c->next = (uint16_t)(bring_around(s, index + (uint64_t)done, end) % CHUNK_PAGES);
+}
+
+/* It was frozen when it was touched, and can be read now; or the store has lost it, as the
+ * mapping is registered too. */
+static void serve_shared(struct fault_server *s, uint64_t index)
+{
+	int rc = share_get(s->e, s->e->pages.page[index].payload, s->buf);
+
+	if (rc)
+		damaged(s->e, index, rc);
+	else
+		fault_wake(s->e, index, 1);
 }
 
 static void end_turn(struct fault_server *s)
@@ -510,6 +527,12 @@ static bool serve(struct fault_server *s, uint64_t index)
 	case PAGE_PACKED:
 	case PAGE_STORED:
 		serve_tier(s, c, index);
+		break;
+	case PAGE_SHARED:
+		serve_shared(s, index);
+		break;
+	case PAGE_BROKEN:
+		fault_wake(e, index, 1);
 		break;
 	case PAGE_DISK:
 		is_served = plan_reads(e, c, index, &rd);

@@ -28,6 +28,11 @@ static int host_munmap(void *addr, size_t len)
 	return munmap(addr, len);
 }
 
+static void *host_mremap(void *at, size_t len, size_t new_len, int flags, void *to)
+{
+	return mremap(at, len, new_len, flags, to);
+}
+
 static int host_madvise(void *addr, size_t len, int advice)
 {
 	return madvise(addr, len, advice);
@@ -119,6 +124,7 @@ static bool host_huge_allowed(void)
 const struct mm_host mm_host_linux = {
 	.mmap = host_mmap,
 	.munmap = host_munmap,
+	.mremap = host_mremap,
 	.madvise = host_madvise,
 	.madvise_many = host_madvise_many,
 	.userfaultfd = host_userfaultfd,

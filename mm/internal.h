@@ -1,6 +1,6 @@
 /*
  * The engine's inside, shared by its files: engine.c, page.c, fault.c, place.c, read.c,
- * reclaim.c, huge.c, throttle.c, share.c.
+ * reclaim.c, huge.c, throttle.c, share.c, map.c.
  *
  * Locks, in order: `turn` (which fault thread listens) or `take` (a reclaimer's batch
  * against a discard), then one chunk's lock, then that of a decoder of the tier (refine.c).
@@ -27,6 +27,8 @@ enum page_state {
 	PAGE_PACKED, /* in the tier as `payload` */
 	PAGE_DISK,   /* in the tier as `payload`, in a file */
 	PAGE_STORED, /* as the store has it: `payload` is its page there, and a sum */
+	PAGE_SHARED, /* the same, and guest RAM is mapped from there */
+	PAGE_BROKEN, /* mapped from there, and since written: the kernel has copied it */
 	PAGE_STATES
 };
 
@@ -61,6 +63,10 @@ struct chunk {
 	uint16_t present, takeable, young;
 	/* under lock, counted by passes */
 	uint16_t unhashed;  /* pages worth a hash */
+	/* under lock */
+	uint16_t broken;    /* pages BROKEN */
+	bool torn;          /* a piece of it is not registered; it is mended before more leaves */
+	uint8_t retouched;  /* STORED pages that were touched of late; saturates */
 };
 
 struct pages {
@@ -87,6 +93,22 @@ bool page_may(enum page_state from, enum page_state to);
 void pages_verify(struct pages *t);
 
 /* ---- the engine ------------------------------------------------------------ */
+
+/* See map.c. */
+struct map {
+	/* set up once, by the thread that shares */
+	bool tried;
+	_Atomic bool on;
+	uint8_t *store, *blank;
+	uint64_t blank_bytes;
+	int uffd;                /* the second: synchronous */
+	_Atomic uint64_t vmas_most;
+	_Atomic uint64_t vmas;
+	/* under `take` */
+	bool dirty;              /* the blank may have memory */
+	/* owned by the reclaimer */
+	uint64_t cursor;
+};
 
 struct engine {
 	/* fixed at create */
@@ -136,6 +158,8 @@ struct engine {
 	struct mm_store store;   /* base NULL: none */
 	uint64_t frozen;         /* slots of the freezer that were used */
 	uint8_t *unpacked;       /* a page */
+	bool may_map;            /* in this call */
+	struct map map;
 
 	/* told to the reclaimer, under wake_lock */
 	pthread_mutex_t wake_lock;
@@ -172,6 +196,8 @@ static inline uint8_t *slot_at(const struct engine *e, uint64_t slot)
 /* The VM cannot go on: says so once. */
 void engine_dead(struct engine *e, uint64_t index, const char *what, int rc);
 
+/* Has the address memory of its own?  -errno where the kernel does not say. */
+int engine_has_page(const struct engine *e, const void *at);
 /* engine.c: UFFDIO_MOVE of n pages; repeats what the kernel asks to repeat.
  * Returns the pages moved, or -errno where the first could not be; -EIO: nobody can
  * say where it is now. */
@@ -276,6 +302,36 @@ int share_get(struct engine *e, uint64_t payload, uint8_t *page);
 void share_drop(struct engine *e, uint64_t payload);
 /* A pass has seen the page. Lock held. */
 void share_note(struct chunk *c, struct page *p, bool written);
+
+uint32_t share_store_page(uint64_t payload);
+/* What an entry has of a page that equals the store's. */
+uint64_t share_payload(uint32_t store_page, const uint8_t *page);
+
+/* map.c */
+struct map_cost {
+	uint64_t run_pages;
+	uint64_t retouched; /* pages of the chunk touched of late though stored */
+	uint64_t vmas, vmas_most;
+};
+/* Is a run worth its VMAs?  A pure function. */
+bool map_worth(const struct map_cost *c);
+uint64_t map_least_run(const struct engine *e);
+/* Sets it up, once.  False: nothing can be mapped.  The thread that shares, no locks. */
+bool map_ready(struct engine *e);
+void map_fini(struct engine *e);
+/* n pages in a row, frozen, equal to store pages in a row: SHARED; false: not worth it, or not
+ * possible, and nothing was changed. `take` and lock held, chunk watched. */
+bool map_put(struct engine *e, const struct mm_same *s, uint64_t n);
+/* What is mapped of the pages of one chunk shows zeroes instead. 0, or -errno: some show
+ * the store's still.  `take` and lock held. */
+int map_forget(struct engine *e, uint64_t index, uint64_t n);
+/* Mapped pages in a row of one chunk are the guest's own again, with their bytes.  0, or
+ * -errno: nothing has changed.  `take` and lock held. */
+int map_take_back(struct engine *e, uint64_t index, uint64_t n);
+/* A pass has seen the mapped page: has it memory of its own?  Lock held. */
+bool map_note(struct engine *e, uint64_t index, uint64_t categories);
+/* Takes back what was broken off, where it is worth it.  The reclaimer, no locks. */
+void map_round(struct engine *e, bool over);
 
 /* reclaim.c */
 /* A count that a pass made, and others go on with. */

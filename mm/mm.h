@@ -4,7 +4,7 @@
  * them fail; balloon/ turns page numbers the guest gave back into few madvise
  * calls; engine.c, with page.c, fault.c, place.c, reclaim.c, huge.c and throttle.c, takes
  * cold pages and brings them back, and swap/ is where they are meanwhile; share.c drops
- * those that a store has, and ksm/ finds out which.
+ * those that a store has, map.c maps runs of them, and ksm/ finds out which.
  *
  * Threads: ram_at() and the other const lookups from any thread, lock-free,
  * since the map is fixed at create.  ram_discard() from the loop thread.  Guest
@@ -54,6 +54,7 @@ struct io_uring_cqe;
 struct mm_host {
 	void *(*mmap)(void *addr, size_t len, int prot, int flags, int fd, int64_t off);
 	int (*munmap)(void *addr, size_t len);
+	void *(*mremap)(void *at, size_t len, size_t new_len, int flags, void *to);
 	int (*madvise)(void *addr, size_t len, int advice);
 	/* n ranges of this process in one call (process_madvise). Bytes advised
 	 * from the first range on, or -1. NULL: there is no such call. */
@@ -138,10 +139,13 @@ struct ram_range {
 int ram_discard_many(const struct ram *ram, const struct ram_range *ranges, size_t n);
 
 /* Who keeps some of RAM elsewhere hears of every discard: before(ctx, ranges, n) ahead
- * of it, after(ctx) behind it, both on the discarding thread.  NULL: nobody. */
+ * of it, after(ctx) behind it, both on the discarding thread.  Where before() returns
+ * -errno that is the discard's result, and after() is not called.  others_pages(ctx) is how
+ * many pages of RAM are shown from elsewhere.  NULL: nobody. */
 struct ram_guard {
-	void (*before)(void *ctx, const struct ram_range *ranges, size_t n);
+	int (*before)(void *ctx, const struct ram_range *ranges, size_t n);
 	void (*after)(void *ctx);
+	uint64_t (*others_pages)(void *ctx);
 };
 void ram_set_guard(struct ram *ram, const struct ram_guard *guard, void *ctx);
 
@@ -160,7 +164,7 @@ void ram_expect_dense(const struct ram *ram, gpa_t addr, uint64_t len_bytes);
 /* The setting it was created with. */
 enum ram_huge ram_huge_setting(const struct ram *ram);
 
-/* Bytes of guest RAM now backed by host memory, by the kernel's own account; 0.5
+/* Bytes of guest RAM now backed by host memory of its own, by the kernel's account; 0.5
  * ms a GiB in small pages.  Any thread.  -errno when the kernel does not say. */
 int ram_resident_bytes(const struct ram *ram, uint64_t *bytes);
 
@@ -289,6 +293,9 @@ bool engine_moved(struct engine *e, uint64_t index, const struct mm_move *m);
 struct engine_stats {
 	uint64_t staged_pages, filled_pages, packed_pages, disk_pages; /* away, by where */
 	uint64_t stored_pages;
+	uint64_t shared_pages, broken_pages; /* mapped from the store; of those, written since */
+	uint64_t map_vmas, map_vmas_most;    /* VMAs that mapping cost, and that it may cost */
+	uint64_t map_least_run;              /* pages in a row worth mapping now */
 	uint64_t present_pages; /* by the kernel's account, at the last pass */
 	uint64_t tier_bytes;
 	uint64_t own_bytes;     /* the engine's own tables */
@@ -307,6 +314,7 @@ struct mm_store {
 	/* One use less.  From any thread, under the lock of a chunk: it may not wait. */
 	void (*drop)(void *ctx, uint32_t store_page);
 	void *ctx;
+	int fd; /* of it, read-only, so that pages can be mapped; 0: none are */
 };
 /* Once, before the first engine_share() that names a page of it. */
 void engine_set_store(struct engine *e, const struct mm_store *store);
@@ -337,6 +345,10 @@ struct mm_same {
  * -EAGAIN: not now.  Those, and only those of a page in RAM, packed or staged.  Rising
  * pages in a row cost the least.  Returns how many were 0. */
 uint64_t engine_share(struct engine *e, struct mm_same *list, uint64_t n);
+/* As engine_share(), but runs (of pages and of store pages) that are worth it are mapped, so
+ * that reading them costs nothing; rc says nothing of which.  What was loaded and has an
+ * image in the store becomes that image's mapping so. */
+uint64_t engine_share_mapped(struct engine *e, struct mm_same *list, uint64_t n);
 /* Pages that use a store page of the set (a bit each) get memory of their own again.
  * Returns how many. */
 uint64_t engine_unshare(struct engine *e, const uint64_t *set);

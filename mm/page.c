@@ -9,6 +9,7 @@
  *      └───────────── fault.c, discard ───────────┴──────────┴────┘
  *
  *    GUEST ──► STAGED ──► STORED, PACKED ──► STORED (share.c); and home as the rest.
+ *    GUEST ──► STAGED ──► SHARED ──► BROKEN, and both to GUEST (map.c).
  *
  * PACKED and DISK change into each other, and into themselves, where the tier moves
  * a page's bytes (engine_moved).
@@ -21,7 +22,8 @@
  *
  * Invariants:
  *  I1  A page is in one state, and its payload is live in exactly that state.
- *  I2  chunk.away is the number of its pages that are not GUEST.
+ *  I2  chunk.away is the number of its pages that are not GUEST, chunk.broken of those that
+ *      are BROKEN.
  *  I3  assigned = sum of in_state[].
  */
 #include "mm/internal.h"
@@ -33,12 +35,14 @@
 static const bool may[PAGE_STATES][PAGE_STATES] = {
 	[PAGE_GUEST] = { [PAGE_STAGED] = true },
 	[PAGE_STAGED] = { [PAGE_GUEST] = true, [PAGE_FILLED] = true, [PAGE_PACKED] = true,
-			  [PAGE_STORED] = true },
+			  [PAGE_STORED] = true, [PAGE_SHARED] = true },
 	[PAGE_FILLED] = { [PAGE_GUEST] = true },
 	[PAGE_PACKED] = { [PAGE_GUEST] = true, [PAGE_PACKED] = true, [PAGE_DISK] = true,
 			  [PAGE_STORED] = true },
 	[PAGE_DISK] = { [PAGE_GUEST] = true, [PAGE_PACKED] = true, [PAGE_DISK] = true },
 	[PAGE_STORED] = { [PAGE_GUEST] = true },
+	[PAGE_SHARED] = { [PAGE_GUEST] = true, [PAGE_BROKEN] = true },
+	[PAGE_BROKEN] = { [PAGE_GUEST] = true },
 };
 
 bool page_may(enum page_state from, enum page_state to)
@@ -62,6 +66,7 @@ void page_set(struct pages *t, uint64_t index, enum page_state to, uint64_t payl
 	atomic_fetch_sub_explicit(&t->in_state[from], 1, memory_order_relaxed);
 	atomic_fetch_add_explicit(&t->in_state[to], 1, memory_order_relaxed);
 	chunk_of(t, index)->away += (to != PAGE_GUEST) - (from != PAGE_GUEST);
+	chunk_of(t, index)->broken += (to == PAGE_BROKEN) - (from == PAGE_BROKEN);
 }
 
 /* Mapped and not allocated: the tables of a large VM that takes nothing cost nothing. */
@@ -107,14 +112,15 @@ void pages_verify(struct pages *t)
 	uint64_t seen[PAGE_STATES] = { 0 };
 
 	for (uint64_t c = 0; c < t->chunk_count; c++) {
-		unsigned away = 0;
+		unsigned away = 0, broken = 0;
 
 		for (uint64_t i = c * CHUNK_PAGES; i < (c + 1) * CHUNK_PAGES; i++) {
 			VERIFY(t->page[i].state < PAGE_STATES);
 			seen[t->page[i].state]++;
 			away += t->page[i].state != PAGE_GUEST;
+			broken += t->page[i].state == PAGE_BROKEN;
 		}
-		VERIFY(away == t->chunk[c].away);
+		VERIFY(away == t->chunk[c].away && broken == t->chunk[c].broken);
 		VERIFY(away == 0 || t->chunk[c].watched);
 	}
 	for (unsigned s = 0; s < PAGE_STATES; s++)

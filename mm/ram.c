@@ -272,10 +272,9 @@ void ram_set_guard(struct ram *ram, const struct ram_guard *guard, void *ctx)
 	ram->guard_ctx = ctx;
 }
 
-static void guard_before(const struct ram *ram, const struct ram_range *ranges, size_t n)
+static int guard_before(const struct ram *ram, const struct ram_range *ranges, size_t n)
 {
-	if (ram->guard)
-		ram->guard->before(ram->guard_ctx, ranges, n);
+	return ram->guard ? ram->guard->before(ram->guard_ctx, ranges, n) : 0;
 }
 
 static void guard_after(const struct ram *ram)
@@ -298,7 +297,9 @@ int ram_discard(const struct ram *ram, gpa_t addr, uint64_t len_bytes)
 	ASSERT_ROLE(ROLE_LOOP);
 	if (!p)
 		return -EINVAL;
-	guard_before(ram, &range, 1);
+	rc = guard_before(ram, &range, 1);
+	if (rc)
+		return rc;
 	rc = ram->host->madvise(p, len_bytes, MADV_DONTNEED) < 0 ? -errno : 0;
 	guard_after(ram);
 	return rc;
@@ -334,7 +335,9 @@ int ram_discard_many(const struct ram *ram, const struct ram_range *ranges, size
 	}
 	if (taken == 0)
 		return -EINVAL;
-	guard_before(ram, ranges, taken);
+	whole = guard_before(ram, ranges, taken);
+	if (whole)
+		return whole;
 	bytes = ram->host->madvise_many(v, taken, MADV_DONTNEED);
 	if (bytes < 0)
 		bytes = -errno;
@@ -414,6 +417,14 @@ static int chunk_resident(uint8_t *at, uint64_t bytes, uint64_t *pages)
 	return 0;
 }
 
+/* Pages mapped from a store, which has them in core. */
+static uint64_t others(const struct ram *ram, uint64_t most)
+{
+	uint64_t n = ram->guard ? ram->guard->others_pages(ram->guard_ctx) : 0;
+
+	return n < most ? n : most;
+}
+
 /* mincore and not smaps, which costs twenty times as much (19 ms against 1 ms for
  * 2 GiB in small pages, measured), needs /proc in the jail, and keeps the map
  * locked against vCPUs all the while.  The one difference: a page the guest has
@@ -430,6 +441,6 @@ int ram_resident_bytes(const struct ram *ram, uint64_t *bytes)
 		rc = chunk_resident(ram->hva + off, left < chunk ? left : chunk, &pages);
 	}
 	if (!rc)
-		*bytes = pages << PAGE_SHIFT;
+		*bytes = (pages - others(ram, pages)) << PAGE_SHIFT;
 	return rc;
 }

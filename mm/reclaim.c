@@ -91,10 +91,12 @@ static void note_range(struct engine *e, uint64_t from, uint64_t to, uint64_t ca
 			end = to;
 		pthread_mutex_lock(&c->lock);
 		if (from % CHUNK_PAGES == 0)
-			huge_chunk_begin(e, c, categories & PAGE_IS_HUGE);
+			huge_chunk_begin(e, c, categories & PAGE_IS_HUGE && !(categories & PAGE_IS_FILE));
 		for (; from < end; from++) {
 			struct page *p = &e->pages.page[from];
 
+			if (p->state == PAGE_SHARED || p->state == PAGE_BROKEN)
+				t->present += map_note(e, from, categories);
 			if (p->state != PAGE_GUEST)
 				continue;
 			if (categories & PAGE_IS_PRESENT)
@@ -126,7 +128,9 @@ static int scan(struct engine *e, struct pm_scan_arg *a)
 	int n;
 
 	a->size = sizeof(*a);
-	a->flags |= PM_SCAN_CHECK_WPASYNC;
+	/* Where pages are mapped, pieces are unregistered for moments, and look written. */
+	if (!atomic_load(&e->map.on))
+		a->flags |= PM_SCAN_CHECK_WPASYNC;
 	/* has memory of its own: not the kernel's zero page */
 	a->category_mask |= PAGE_IS_PRESENT | PAGE_IS_PFNZERO;
 	a->category_inverted = PAGE_IS_PFNZERO;
@@ -189,8 +193,11 @@ static int64_t scan_some(struct engine *e, uint64_t from, struct tally *t)
 		.vec_len = SCAN_REGIONS,
 		.return_mask = PAGE_IS_PRESENT | PAGE_IS_WRITTEN | PAGE_IS_HUGE,
 	};
-	int n = scan(e, &a), rc;
+	int n, rc;
 
+	if (atomic_load(&e->pages.in_state[PAGE_SHARED]) || atomic_load(&e->pages.in_state[PAGE_BROKEN]))
+		a.return_mask |= PAGE_IS_FILE;
+	n = scan(e, &a);
 	if (n < 0)
 		return n;
 	rc = arm ? rearm_written(e, e->regions, n) : 0;
@@ -695,6 +702,7 @@ bool engine_tick(struct engine *e)
 	over = pages_over(e);
 	atomic_store(&e->hurried, false);
 	huge_round(e, over);
+	map_round(e, over);
 	if (over)
 		more = take(e, over);
 	else

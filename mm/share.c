@@ -1,5 +1,6 @@
 /*
  * Pages whose content is in a store, which this VM maps read-only and other VMs use too.
+ * Runs of them may be mapped instead (map.c); here it is decided which are equal.
  *
  *   engine_cold() says which pages are worth a hash: in RAM, not written for some passes,
  *   not hashed since.  Who asks hashes them where they are, finds out elsewhere what may be
@@ -42,7 +43,7 @@
 
 static const uint8_t zeroes[PAGE_BYTES];
 
-static uint32_t store_page_of(uint64_t payload)
+uint32_t share_store_page(uint64_t payload)
 {
 	return payload & (((uint64_t)1 << STORE_PAGE_BITS) - 1);
 }
@@ -50,6 +51,11 @@ static uint32_t store_page_of(uint64_t payload)
 static uint64_t sum_of(const uint8_t *page)
 {
 	return XXH3_64bits(page, PAGE_BYTES) >> (64 - SUM_BITS);
+}
+
+uint64_t share_payload(uint32_t store_page, const uint8_t *page)
+{
+	return store_page | sum_of(page) << STORE_PAGE_BITS;
 }
 
 static const uint8_t *store_at(const struct engine *e, uint32_t store_page)
@@ -66,7 +72,7 @@ void engine_set_store(struct engine *e, const struct mm_store *store)
 
 int share_get(struct engine *e, uint64_t payload, uint8_t *page)
 {
-	memcpy(page, store_at(e, store_page_of(payload)), PAGE_BYTES);
+	memcpy(page, store_at(e, share_store_page(payload)), PAGE_BYTES);
 	if (sum_of(page) == payload >> STORE_PAGE_BITS)
 		return 0;
 	counter_inc(CTR_engine_store_damaged);
@@ -75,7 +81,7 @@ int share_get(struct engine *e, uint64_t payload, uint8_t *page)
 
 void share_drop(struct engine *e, uint64_t payload)
 {
-	e->store.drop(e->store.ctx, store_page_of(payload));
+	e->store.drop(e->store.ctx, share_store_page(payload));
 }
 
 /* ---- what is worth a hash ------------------------------------------------------- */
@@ -174,9 +180,9 @@ int engine_peek(struct engine *e, uint64_t index, void *page)
 
 /* ---- sharing --------------------------------------------------------------------- */
 
-static void now_stored(struct engine *e, struct mm_same *s, uint64_t sum)
+static void now_stored(struct engine *e, struct mm_same *s, const uint8_t *page)
 {
-	page_set(&e->pages, s->page, PAGE_STORED, s->store_page | sum << STORE_PAGE_BITS);
+	page_set(&e->pages, s->page, PAGE_STORED, share_payload(s->store_page, page));
 	counter_inc(CTR_engine_shared);
 	s->rc = 0;
 }
@@ -220,7 +226,7 @@ static bool judge_frozen(struct engine *e, struct mm_same *s)
 		return false;
 	}
 	if (s->store_page)
-		now_stored(e, s, sum_of(mine));
+		now_stored(e, s, mine);
 	else
 		now_nothing(e, s);
 	return true;
@@ -247,6 +253,42 @@ static int64_t freeze(struct engine *e, uint64_t index, uint64_t n)
 	return done;
 }
 
+/* Frozen pages in a row that equal store pages in a row. */
+static uint64_t equal_run(struct engine *e, const struct mm_same *s, uint64_t n)
+{
+	uint64_t run = 0;
+
+	while (run < n && s[run].store_page && s[run].store_page == s->store_page + run &&
+	       !memcmp(slot_at(e, e->pages.page[s[run].page].payload),
+		       store_at(e, s[run].store_page), PAGE_BYTES))
+		run++;
+	return run;
+}
+
+/* How many of the first of n frozen pages could be mapped. */
+static uint64_t share_mapped(struct engine *e, struct mm_same *s, uint64_t n)
+{
+	uint64_t run = equal_run(e, s, n);
+
+	if (!run || !map_put(e, s, run))
+		return 0;
+	for (uint64_t i = 0; i < run; i++)
+		s[i].rc = 0;
+	return run;
+}
+
+/* n frozen pages in a row: away for good, or thawed. */
+static void judge_run(struct engine *e, struct mm_same *s, uint64_t n)
+{
+	for (uint64_t i = 0; i < n;) {
+		uint64_t run = e->may_map ? share_mapped(e, s + i, n - i) : 0;
+
+		if (!run && !judge_frozen(e, &s[i]))
+			thaw(e, &s[i]);
+		i += run ? run : 1;
+	}
+}
+
 /* The first of n pages in a row, and as many behind it as could be frozen with it. */
 static uint64_t share_run(struct engine *e, struct mm_same *s, uint64_t n)
 {
@@ -257,9 +299,7 @@ static uint64_t share_run(struct engine *e, struct mm_same *s, uint64_t n)
 		s->rc = -EAGAIN;
 		return 1;
 	}
-	for (int64_t i = 0; i < done; i++)
-		if (!judge_frozen(e, &s[i]))
-			thaw(e, &s[i]);
+	judge_run(e, s, (uint64_t)done);
 	return (uint64_t)done;
 }
 
@@ -274,7 +314,7 @@ static void share_packed(struct engine *e, struct mm_same *s)
 	} else if (memcmp(e->unpacked, want, PAGE_BYTES)) {
 		not_equal(e, s);
 	} else {
-		now_stored(e, s, sum_of(e->unpacked));
+		now_stored(e, s, e->unpacked);
 		e->tier->drop(e->tier_ctx, ref);
 	}
 }
@@ -340,7 +380,7 @@ static bool empty_freezer(struct engine *e)
 	return true;
 }
 
-uint64_t engine_share(struct engine *e, struct mm_same *list, uint64_t n)
+static uint64_t share_all(struct engine *e, struct mm_same *list, uint64_t n)
 {
 	uint64_t at = 0, shared = 0;
 
@@ -356,13 +396,47 @@ uint64_t engine_share(struct engine *e, struct mm_same *list, uint64_t n)
 	return shared;
 }
 
+uint64_t engine_share(struct engine *e, struct mm_same *list, uint64_t n)
+{
+	e->may_map = false;
+	return share_all(e, list, n);
+}
+
+uint64_t engine_share_mapped(struct engine *e, struct mm_same *list, uint64_t n)
+{
+	e->may_map = map_ready(e);
+	return share_all(e, list, n);
+}
+
 /* ---- back to private ---------------------------------------------------------------- */
 
 static bool is_use_of(const struct engine *e, uint64_t index, const uint64_t *set)
 {
-	uint32_t s = store_page_of(e->pages.page[index].payload);
+	uint32_t s = share_store_page(e->pages.page[index].payload);
+	enum page_state state = e->pages.page[index].state;
 
-	return e->pages.page[index].state == PAGE_STORED && (set[s / 64] >> s % 64 & 1);
+	return (state == PAGE_STORED || state == PAGE_SHARED) && (set[s / 64] >> s % 64 & 1);
+}
+
+/* A STORED page. */
+static uint64_t bring_home(struct engine *e, uint64_t index)
+{
+	if (share_get(e, e->pages.page[index].payload, e->unpacked) ||
+	    fault_copy_in(e, index, e->unpacked, 1) != 1)
+		return 0; /* its fault will say what is wrong */
+	fault_home(e, index, 1);
+	atomic_fetch_add(&e->arrived_pages, 1);
+	return 1;
+}
+
+/* SHARED pages of the set from index on. */
+static uint64_t shared_run(const struct engine *e, uint64_t index, const uint64_t *set)
+{
+	uint64_t n = 0, most = CHUNK_PAGES - index % CHUNK_PAGES;
+
+	while (n < most && e->pages.page[index + n].state == PAGE_SHARED && is_use_of(e, index + n, set))
+		n++;
+	return n;
 }
 
 static uint64_t unshare_in_chunk(struct engine *e, uint64_t chunk, const uint64_t *set)
@@ -370,16 +444,19 @@ static uint64_t unshare_in_chunk(struct engine *e, uint64_t chunk, const uint64_
 	struct chunk *c = &e->pages.chunk[chunk];
 	uint64_t done = 0;
 
+	pthread_mutex_lock(&e->take);
 	pthread_mutex_lock(&c->lock);
-	for (uint64_t i = chunk * CHUNK_PAGES; c->away && i < (chunk + 1) * CHUNK_PAGES; i++) {
-		if (!is_use_of(e, i, set) || share_get(e, e->pages.page[i].payload, e->unpacked) ||
-		    fault_copy_in(e, i, e->unpacked, 1) != 1)
-			continue; /* its fault will say what is wrong */
-		fault_home(e, i, 1);
-		atomic_fetch_add(&e->arrived_pages, 1);
-		done++;
+	for (uint64_t i = chunk * CHUNK_PAGES; c->away && i < (chunk + 1) * CHUNK_PAGES;) {
+		uint64_t run = shared_run(e, i, set);
+
+		if (run)
+			done += map_take_back(e, i, run) ? 0 : run;
+		else if (is_use_of(e, i, set))
+			done += bring_home(e, i);
+		i += run ? run : 1;
 	}
 	pthread_mutex_unlock(&c->lock);
+	pthread_mutex_unlock(&e->take);
 	counter_add(CTR_engine_unshared, done);
 	return done;
 }

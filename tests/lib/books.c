@@ -8,7 +8,10 @@
  *       what is assigned
  *   B4  the kernel has MISSING on for the chunks that are watched and for no other, and
  *       WP on for all
- *   B5  after a pass, present_pages is what smaps says is resident
+ *   B5  after a pass, present_pages is what smaps says is resident of guest RAM's own
+ *   B6  a page is mapped from a file exactly if it is SHARED or BROKEN, from the place its
+ *       entry says, and has memory of its own only if it is BROKEN
+ *   B7  the VMAs that mapping may have cost are counted, and are no fewer than there are
  */
 #include "tests/lib/books.h"
 
@@ -19,10 +22,11 @@
 #include <string.h>
 
 #define HAS_MEMORY 3 /* pagemap's top bits: present, swapped */
+#define FILE_PAGE ((uint64_t)1 << 61)
 
 struct mapping {
-	uint64_t from, to, rss, huge;
-	bool missing, wp;
+	uint64_t from, to, file_page, own, rss, huge;
+	bool missing, wp, is_file;
 };
 
 static bool parse_line(const char *line, struct mapping *m)
@@ -31,6 +35,8 @@ static bool parse_line(const char *line, struct mapping *m)
 
 	if (sscanf(line, "Rss: %" SCNu64, &kib) == 1)
 		m->rss = kib << 10;
+	if (sscanf(line, "Anonymous: %" SCNu64, &kib) == 1)
+		m->own = kib << 10;
 	if (sscanf(line, "AnonHugePages: %" SCNu64, &kib) == 1)
 		m->huge = kib << 10;
 	if (strncmp(line, "VmFlags:", 8))
@@ -46,10 +52,12 @@ static bool next_mapping(FILE *f, uint64_t from, uint64_t to, struct mapping *m)
 	char line[512];
 
 	while (fgets(line, sizeof(line), f)) {
-		uint64_t a, b;
+		uint64_t a, b, at, inode;
 
-		if (sscanf(line, "%" SCNx64 "-%" SCNx64 " ", &a, &b) == 2)
-			*m = (struct mapping){ .from = a, .to = b };
+		if (sscanf(line, "%" SCNx64 "-%" SCNx64 " %*s %" SCNx64 " %*s %" SCNu64, &a, &b, &at,
+			   &inode) == 4)
+			*m = (struct mapping){ .from = a, .to = b, .file_page = at >> PAGE_SHIFT,
+					       .is_file = inode != 0 };
 		else if (parse_line(line, m) && m->from < to && m->to > from)
 			return true;
 	}
@@ -64,6 +72,8 @@ int books_smaps(const void *at, uint64_t bytes, struct books_smaps *out)
 	*out = (struct books_smaps){ 0 };
 	while (f && next_mapping(f, (uint64_t)at, (uint64_t)at + bytes, &m)) {
 		out->rss_bytes += m.rss;
+		out->own_bytes += m.own;
+		out->file_vmas += m.is_file;
 		out->huge_bytes += m.huge;
 		out->vmas++;
 	}
@@ -85,8 +95,11 @@ static bool flags_wrong(struct engine *e, char *why, size_t size)
 	bool bad = !f && wrong(why, size, "no smaps", 0);
 
 	while (f && !bad && next_mapping(f, base, end, &m))
-		for (uint64_t at = m.from; at < m.to && !bad; at += HUGE_BYTES) {
+		for (uint64_t at = m.from; at < m.to && !bad; at = (at / HUGE_BYTES + 1) * HUGE_BYTES) {
 			uint64_t c = (at - base) / HUGE_BYTES;
+
+			if (e->pages.chunk[c].torn)
+				continue;
 
 			if (!m.wp)
 				bad = wrong(why, size, "chunk not registered for writes", c);
@@ -124,6 +137,10 @@ static bool page_wrong(const struct engine *e, uint64_t i, const uint64_t *ram,
 
 	if (p->state == PAGE_GUEST)
 		return false;
+	if (p->state == PAGE_SHARED) /* or nothing, or a note of write-protection */
+		return ram[i] >> 63 && !(ram[i] & FILE_PAGE);
+	if (p->state == PAGE_BROKEN)
+		return !(ram[i] >> 62 & HAS_MEMORY) || ram[i] & FILE_PAGE;
 	if (ram[i] >> 62 & HAS_MEMORY)
 		return true;
 	return p->state == PAGE_STAGED &&
@@ -153,30 +170,72 @@ static bool pages_wrong(struct engine *e, char *why, size_t size)
 	return bad;
 }
 
+static bool is_mapped(const struct page *p)
+{
+	return p->state == PAGE_SHARED || p->state == PAGE_BROKEN;
+}
+
+/* B6, of one VMA. */
+static bool mapping_wrong(const struct engine *e, const struct mapping *m)
+{
+	uint64_t base = (uint64_t)e->base, end = base + (e->pages.count << PAGE_SHIFT);
+	uint64_t from = m->from > base ? m->from : base, to = m->to < end ? m->to : end;
+
+	for (uint64_t at = from; at < to; at += PAGE_BYTES) {
+		const struct page *p = &e->pages.page[(at - base) >> PAGE_SHIFT];
+
+		if (is_mapped(p) != m->is_file ||
+		    (m->is_file && share_store_page(p->payload) != m->file_page + ((at - m->from) >> PAGE_SHIFT)))
+			return true;
+	}
+	return false;
+}
+
+/* B6, B7 */
+static bool maps_wrong(struct engine *e, char *why, size_t size)
+{
+	uint64_t base = (uint64_t)e->base, end = base + (e->pages.count << PAGE_SHIFT), vmas = 0;
+	FILE *f = fopen("/proc/self/smaps", "re");
+	bool bad = !f && wrong(why, size, "no smaps", 0);
+	struct mapping m;
+
+	while (f && !bad && next_mapping(f, base, end, &m)) {
+		vmas += m.is_file;
+		bad = mapping_wrong(e, &m) && wrong(why, size, "mapped otherwise", m.from - base);
+	}
+	if (f)
+		fclose(f);
+	if (!bad && vmas > atomic_load(&e->map.vmas))
+		bad = wrong(why, size, "more VMAs of a file than counted", vmas);
+	if (!bad && !vmas && atomic_load(&e->map.vmas))
+		bad = wrong(why, size, "VMAs counted where nothing is mapped", atomic_load(&e->map.vmas));
+	return bad;
+}
+
 /* B3, B5 */
 static bool counts_wrong(struct engine *e, char *why, size_t size)
 {
 	struct books_smaps s;
 	uint64_t sum = 0, present;
 
+	engine_pass(e); /* what was broken off is noted */
 	pages_verify(&e->pages);
 	for (unsigned i = 0; i < PAGE_STATES; i++)
 		sum += atomic_load(&e->pages.in_state[i]);
 	if (sum != e->pages.count)
 		return wrong(why, size, "the states do not add up to what is assigned", sum);
-	engine_pass(e);
 	present = atomic_load(&e->present_pages);
 	if (books_smaps(e->base, e->pages.count << PAGE_SHIFT, &s))
 		return wrong(why, size, "no smaps", 0);
-	if (present << PAGE_SHIFT == s.rss_bytes)
+	if (present << PAGE_SHIFT == s.own_bytes)
 		return false;
 	snprintf(why, size, "%" PRIu64 " KiB present, by smaps %" PRIu64, present << 2,
-		 s.rss_bytes >> 10);
+		 s.own_bytes >> 10);
 	return true;
 }
 
 int books_check(struct engine *e, char *why, size_t size)
 {
-	return flags_wrong(e, why, size) || pages_wrong(e, why, size) ||
-	       counts_wrong(e, why, size) ? -1 : 0;
+	return flags_wrong(e, why, size) || counts_wrong(e, why, size) ||
+	       pages_wrong(e, why, size) || maps_wrong(e, why, size) ? -1 : 0;
 }

@@ -9,8 +9,8 @@
 
 /* What smaps says of [at, at + bytes), and of the flags of each chunk of 2 MiB in it. */
 struct books_smaps {
-	uint64_t rss_bytes, huge_bytes;
-	unsigned vmas;
+	uint64_t rss_bytes, own_bytes, huge_bytes;
+	unsigned vmas, file_vmas;
 };
 int books_smaps(const void *at, uint64_t bytes, struct books_smaps *out);
 

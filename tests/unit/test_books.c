@@ -4,6 +4,8 @@
  */
 #include "tests/unit/membox.h"
 
+#include <unistd.h>
+
 static bool books_are_right(struct box *b)
 {
 	char why[200] = "";
@@ -38,21 +40,31 @@ static void no_drop(void *ctx, uint32_t store_page)
 {
 }
 
-/* Two pages that a store has, too. */
+#define SOME 20u
+
+/* Pages that a store has, too: two stored, the others mapped, and one of those written. */
 static void share_some(struct box *b)
 {
-	static uint8_t store[2 * PAGE_BYTES];
-	struct mm_same same[] = { { 6 * CHUNK_PAGES, 1, 0 }, { 6 * CHUNK_PAGES + 1, 1, 0 } };
+	int fd = memfd_create("store", MFD_CLOEXEC);
+	uint8_t *store = mmap(NULL, SOME << PAGE_SHIFT, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	struct mm_same same[SOME - 1];
 
-	engine_set_store(b->e, &(struct mm_store){ store, 2, no_drop, NULL });
-	for (unsigned i = 0; i < ARRAY_LEN(same); i++)
+	cr_assert(ftruncate(fd, SOME << PAGE_SHIFT) == 0 && store != MAP_FAILED);
+	engine_set_store(b->e, &(struct mm_store){ .base = store, .pages = SOME, .fd = fd,
+						   .drop = no_drop });
+	for (uint32_t i = 0; i < SOME - 1; i++) {
+		same[i] = (struct mm_same){ 6 * CHUNK_PAGES + i, 1 + i, 0 };
 		memset(box_at(b, same[i].page), 3, PAGE_BYTES);
-	memset(store + PAGE_BYTES, 3, PAGE_BYTES);
-	cr_assert_eq(engine_share(b->e, same, ARRAY_LEN(same)), ARRAY_LEN(same));
+		memset(store + ((i + 1) << PAGE_SHIFT), 3, PAGE_BYTES);
+	}
+	cr_assert_eq(engine_share(b->e, same, 2), 2);
+	cr_assert_eq(engine_share_mapped(b->e, same + 2, SOME - 3), SOME - 3);
+	box_fill(b, same[9].page, 1);
+	engine_pass(b->e);
 }
 
-/* Of each state some: staged, packed, filled, on disk, stored, discarded, read only,
- * never touched. */
+/* Of each state some: staged, packed, filled, on disk, stored, mapped, broken off, discarded,
+ * read only, never touched. */
 static void some_of_each(struct box *b)
 {
 	box_open(b, RAM_HUGE_NEVER, BOX_MANUAL);
@@ -112,6 +124,23 @@ Test(books, what_does_not_agree_is_found)
 		.range = { (uint64_t)box_at(&b, i), PAGE_BYTES } }), 0);
 	cr_assert(!books_are_right(&b), "a packed page has memory as well");
 	cr_assert_eq(madvise(box_at(&b, i), PAGE_BYTES, MADV_DONTNEED), 0);
+	i = first_in(&b, PAGE_SHARED);
+	p = &b.e->pages.page[i];
+	p->payload ^= 1; /* another page of the store */
+	cr_assert(!books_are_right(&b));
+	p->payload ^= 1;
+	p->state = PAGE_BROKEN;
+	b.e->pages.in_state[PAGE_SHARED]--;
+	b.e->pages.in_state[PAGE_BROKEN]++;
+	b.e->pages.chunk[6].broken++;
+	cr_assert(!books_are_right(&b), "the page is the store's");
+	p->state = PAGE_SHARED;
+	b.e->pages.in_state[PAGE_SHARED]++;
+	b.e->pages.in_state[PAGE_BROKEN]--;
+	b.e->pages.chunk[6].broken--;
+	atomic_fetch_sub(&b.e->map.vmas, 2);
+	cr_assert(!books_are_right(&b), "there is a VMA more");
+	atomic_fetch_add(&b.e->map.vmas, 2);
 	b.e->pages.chunk[9].watched = true;
 	cr_assert(!books_are_right(&b));
 	b.e->pages.chunk[9].watched = false;

@@ -610,13 +610,14 @@ Test(engine, toucher_is_held_while_it_faults_and_free_again_at_the_end)
 Test(engine, transitions_are_the_table_and_no_others)
 {
 	static const char *allowed[PAGE_STATES] = {
-		[PAGE_GUEST] = "S", [PAGE_STAGED] = "GFPO", [PAGE_FILLED] = "G",
+		[PAGE_GUEST] = "S", [PAGE_STAGED] = "GFPOM", [PAGE_FILLED] = "G",
 		[PAGE_PACKED] = "GPDO", [PAGE_DISK] = "GPD", [PAGE_STORED] = "G",
+		[PAGE_SHARED] = "GB", [PAGE_BROKEN] = "G",
 	};
 
 	for (int from = 0; from < PAGE_STATES; from++)
 		for (int to = 0; to < PAGE_STATES; to++)
-			cr_assert_eq(page_may(from, to), strchr(allowed[from], "GSFPDO"[to]) != NULL,
+			cr_assert_eq(page_may(from, to), strchr(allowed[from], "GSFPDOMB"[to]) != NULL,
 				     "%d to %d", from, to);
 }
 

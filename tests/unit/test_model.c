@@ -13,7 +13,11 @@
  *   discard        anything           GUEST, reading zero
  *   share          GUEST, STAGED,     STORED, where the store's page is the same; of zeroes
  *                  PACKED             also GUEST
- *   recall         STORED             GUEST
+ *                  GUEST              in runs also SHARED
+ *   tick, limit    SHARED             SHARED; where it was written BROKEN; GUEST or STAGED
+ *                  BROKEN             BROKEN, GUEST, STAGED
+ *   recall         STORED, SHARED,    GUEST
+ *                  BROKEN
  *   tier's move    PACKED, DISK       PACKED or DISK, elsewhere
  *
  * Each sequence runs in a child.  One that fails is cut down while it goes on failing,
@@ -21,7 +25,7 @@
  * must kill the process.
  *
  *   BRIM_SEED       the first sequence's seed (printed)
- *   BRIM_MODEL_RUNS how many sequences (default 12)
+ *   BRIM_MODEL_RUNS how many sequences (default 12), and more until all has been seen
  */
 #include "tests/unit/membox.h"
 
@@ -37,11 +41,11 @@
 #define CHECK(c, ...) do { if (!(c)) model_failed(#c, __VA_ARGS__); } while (0)
 
 enum op_kind {
-	OP_READ, OP_READ_RUN, OP_WRITE, OP_TICK, OP_RECLAIM, OP_LIMIT, OP_DISCARD,
+	OP_READ, OP_READ_RUN, OP_WRITE, OP_WRITE_SHARED, OP_TICK, OP_RECLAIM, OP_LIMIT, OP_DISCARD,
 	OP_DISCARD_AWAY, OP_MOVE, OP_MOVE_STALE, OP_SHARE, OP_SHARE_AWAY, OP_RECALL, OP_FULL, OP_KINDS
 };
 static const char *const op_name[OP_KINDS] = {
-	"read", "read a run", "write", "tick", "reclaim", "limit", "discard",
+	"read", "read a run", "write", "write what is mapped", "tick", "reclaim", "limit", "discard",
 	"discard what is away", "move in the tier", "move too late", "share", "share what is away",
 	"recall", "tier full or not",
 };
@@ -68,6 +72,8 @@ struct model {
 	uint64_t next_ref;
 	int disk; /* page i's block is block i */
 	uint8_t *store; /* page i + 1 is for page i */
+	int store_fd;
+	bool written[AREA]; /* since it was mapped */
 	int uses[AREA + 1];
 	bool full;
 };
@@ -180,6 +186,7 @@ static void write_page(struct model *m, uint64_t i, enum content c)
 
 	m->version[i]++;
 	m->content[i] = c;
+	m->written[i] = m->state[i] == PAGE_SHARED;
 	for (uint64_t w = 0; w < PAGE_BYTES / sizeof(*p); w++)
 		p[w] = word(m, i, w);
 }
@@ -236,13 +243,33 @@ static bool may_become(const struct model *m, uint64_t i, enum op_kind op, enum 
 	bool is_round = op == OP_TICK || op == OP_LIMIT;
 	enum page_state from = m->state[i];
 
+	bool is_share = op == OP_SHARE || op == OP_SHARE_AWAY;
+
 	if (to == PAGE_STORED && to != from)
-		return (op == OP_SHARE || op == OP_SHARE_AWAY) && may_share(from);
+		return is_share && may_share(from);
+	if (to == PAGE_SHARED && to != from)
+		return is_share && (from == PAGE_GUEST || from == PAGE_STAGED);
+	/* what was mapped with it may be taken back with it, and staged at once */
+	if (is_round && (from == PAGE_SHARED || from == PAGE_BROKEN))
+		return to == from || to == PAGE_GUEST || to == PAGE_STAGED ||
+		       (to == PAGE_BROKEN && m->written[i]);
+	if (from == PAGE_SHARED && to == PAGE_BROKEN)
+		return (is_share || op == OP_RECALL) && m->written[i];
 	if (!is_round)
 		return to == from || to == PAGE_GUEST;
 	if (from == PAGE_STAGED)
 		return staged_may_be(m, i, to);
 	return to == from || (from == PAGE_GUEST && to == PAGE_STAGED);
+}
+
+static bool in_ram(enum page_state s)
+{
+	return s == PAGE_GUEST || s == PAGE_SHARED || s == PAGE_BROKEN;
+}
+
+static bool uses_store(enum page_state s)
+{
+	return s == PAGE_STORED || s == PAGE_SHARED;
 }
 
 /* After each operation. */
@@ -252,25 +279,27 @@ static void compare(struct model *m, enum op_kind op, uint64_t at)
 
 	box_settle(&m->box);
 	CHECK((op != OP_SHARE && op != OP_SHARE_AWAY) || m->box.fatal == 0, "op %d", (int)op);
-	CHECK(op != OP_READ || state_of(m, at) == PAGE_GUEST, "page %lu was not brought back",
+	CHECK(op != OP_READ || in_ram(state_of(m, at)), "page %lu was not brought back",
 	      (unsigned long)at);
 	for (uint64_t i = 0; i < AREA; i++) {
 		enum page_state from = m->state[i], to = state_of(m, i);
 
 		CHECK(may_become(m, i, op, to), "page %lu from %d to %d", (unsigned long)i,
 		      from, to);
-		CHECK(m->uses[i + 1] == (to == PAGE_STORED), "page %lu in state %d has %d uses",
+		CHECK(m->uses[i + 1] == uses_store(to), "page %lu in state %d has %d uses",
 		      (unsigned long)i, to, m->uses[i + 1]);
 		CHECK((m->ref[i] != 0) ==
-			      (to != PAGE_GUEST && to != PAGE_STAGED && to != PAGE_STORED),
+			      (to == PAGE_FILLED || to == PAGE_PACKED || to == PAGE_DISK),
 		      "page %lu in state %d, ref %lu", (unsigned long)i, to,
 		      (unsigned long)m->ref[i]);
+		/* mapped by way of the freezer */
 		if (from != to)
-			m->seen->moves[from][to]++;
+			m->seen->moves[to == PAGE_SHARED ? PAGE_STAGED : from][to]++;
 		if (is_round && from == PAGE_STAGED && to == PAGE_GUEST) {
 			m->seen->hard += m->content[i] == HARD;
 			m->seen->full += m->full;
 		}
+		m->written[i] &= to == PAGE_SHARED;
 		m->state[i] = to;
 	}
 }
@@ -342,30 +371,30 @@ static void store_page(struct model *m, uint64_t i, bool differs)
 	p[511] ^= differs;
 }
 
-/* n pages, of which every fifth is not what the store has. */
+/* n pages, of which every 13th is not what the store has. */
 static void share(struct model *m, uint64_t i, uint64_t n)
 {
 	struct mm_same list[64];
 	unsigned count = 0;
 
 	for (; n-- && i < AREA; i++) {
-		bool in_use = m->state[i] == PAGE_STORED;
+		bool in_use = uses_store(m->state[i]);
 		bool as_zeroes = m->content[i] == ZERO && i % 2;
 
 		if (!in_use && !as_zeroes)
-			store_page(m, i, i % 5 == 0);
+			store_page(m, i, i % 13 == 0);
 		m->uses[i + 1] += !in_use && !as_zeroes;
 		list[count++] = (struct mm_same){ (uint32_t)i, as_zeroes ? 0 : (uint32_t)i + 1, 0 };
 	}
-	engine_share(m->box.e, list, count);
+	engine_share_mapped(m->box.e, list, count);
 	for (unsigned k = 0; k < count; k++) {
 		uint64_t p = list[k].page;
 
-		if (m->state[p] == PAGE_STORED)
+		if (uses_store(m->state[p]))
 			CHECK(list[k].rc == -EAGAIN, "page %lu again", (unsigned long)p);
 		else if (list[k].rc && list[k].store_page)
 			m->uses[p + 1]--;
-		CHECK(list[k].rc != 0 || !list[k].store_page || p % 5, "page %lu differs",
+		CHECK(list[k].rc != 0 || !list[k].store_page || p % 13, "page %lu differs",
 		      (unsigned long)p);
 	}
 }
@@ -387,7 +416,9 @@ static void read_run(struct model *m, uint64_t i, uint64_t n)
 
 static void write_run(struct model *m, const struct op *op)
 {
-	for (uint64_t i = op->page; i < op->page + op->n && i < AREA; i++)
+	uint64_t n = op->n % 3 ? op->n : 1 + op->n % 4; /* a mapped run may be written in part */
+
+	for (uint64_t i = op->page; i < op->page + n && i < AREA; i++)
 		write_page(m, i, (enum content)((i * 7 + op->n) % CONTENTS));
 }
 
@@ -402,6 +433,9 @@ static void one(struct model *m, const struct op *op)
 		break;
 	case OP_WRITE:
 		write_run(m, op);
+		break;
+	case OP_WRITE_SHARED:
+		write_page(m, find(m, op->page, PAGE_SHARED), PACKS);
 		break;
 	case OP_TICK:
 		engine_tick(m->box.e);
@@ -419,7 +453,7 @@ static void one(struct model *m, const struct op *op)
 		discard(m, op->page, op->n < AREA - op->page ? op->n : AREA - op->page);
 		break;
 	case OP_DISCARD_AWAY:
-		discard(m, find(m, op->page, PAGE_STAGED + op->n % 5), 1);
+		discard(m, find(m, op->page, PAGE_STAGED + op->n % (STATES - 1)), 1);
 		break;
 	case OP_MOVE:
 		move_in_tier(m, find(m, op->page, op->n & 1 ? PAGE_DISK : PAGE_PACKED),
@@ -432,7 +466,7 @@ static void one(struct model *m, const struct op *op)
 		share(m, find(m, op->page, op->n & 1 ? PAGE_STAGED : PAGE_PACKED), 1 + op->n % 8);
 		break;
 	case OP_RECALL:
-		recall(m, find(m, op->page, PAGE_STORED), op->n);
+		recall(m, find(m, op->page, op->n & 1 ? PAGE_STORED : PAGE_SHARED), op->n);
 		break;
 	case OP_MOVE_STALE:
 		move_in_tier(m, op->page, MM_PACKED, true);
@@ -452,10 +486,12 @@ static void __attribute__((noreturn)) run(struct seen *seen, const struct op *op
 	m.disk = memfd_create("model", MFD_CLOEXEC);
 	CHECK(m.disk >= 0 && ftruncate(m.disk, AREA << PAGE_SHIFT) == 0, "no memfd");
 	box_open(&m.box, RAM_HUGE_AUTO, BOX_MANUAL);
-	m.store = mmap(NULL, (AREA + 1) << PAGE_SHIFT, PROT_READ | PROT_WRITE,
-		       MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	m.store_fd = memfd_create("store", MFD_CLOEXEC);
+	CHECK(m.store_fd >= 0 && ftruncate(m.store_fd, (AREA + 1) << PAGE_SHIFT) == 0, "no memfd");
+	m.store = mmap(NULL, (AREA + 1) << PAGE_SHIFT, PROT_READ | PROT_WRITE, MAP_SHARED,
+		       m.store_fd, 0);
 	CHECK(m.store != MAP_FAILED, "no store");
-	engine_set_store(m.box.e, &(struct mm_store){ m.store, AREA + 1, store_drop, &m });
+	engine_set_store(m.box.e, &(struct mm_store){ m.store, AREA + 1, store_drop, &m, m.store_fd });
 	for (unsigned i = 0; i < n; i++) {
 		one(&m, &ops[i]);
 		compare(&m, ops[i].kind, ops[i].page);
@@ -534,6 +570,15 @@ static void try_seed(struct seen *seen, uint64_t seed)
 	cr_assert_fail("BRIM_SEED=%lu: wrong after these %u operations", (unsigned long)seed, n);
 }
 
+static bool all_seen(const struct seen *seen)
+{
+	for (int from = 0; from < STATES; from++)
+		for (int to = 0; to < STATES; to++)
+			if (page_may(from, to) && !seen->moves[from][to])
+				return false;
+	return seen->hard && seen->full;
+}
+
 Test(model, engine_does_what_the_model_does)
 {
 	uint64_t first = seed_of_run(), n = env_number("BRIM_MODEL_RUNS", 12);
@@ -543,7 +588,7 @@ Test(model, engine_does_what_the_model_does)
 
 	box_open(&probe, RAM_HUGE_AUTO, BOX_MANUAL); /* skips where there is no userfaultfd */
 	box_close(&probe);
-	for (uint64_t i = 0; i < n; i++)
+	for (uint64_t i = 0; i < n || (!all_seen(seen) && i < 20 * n); i++)
 		try_seed(seen, first + i);
 	for (int from = 0; from < STATES; from++)
 		for (int to = 0; to < STATES; to++) {

@@ -1,0 +1,839 @@
+/*
+ * Sharing by mapping (mm/map.c): that a read never shows anything but what the page had, that
+ * a write is its own, whatever is mapped, broken off, discarded or taken back meanwhile, and
+ * that no store page loses its last use while guest RAM shows it.
+ */
+#include "tests/unit/membox.h"
+
+#include <fcntl.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#define IMAGE 256u                    /* pages of one image in the store */
+#define STORE_PAGES (1 + 2 * IMAGE)   /* two of them, from page 1 on */
+
+/* What brimd and the client are elsewhere. */
+static struct {
+	uint8_t *base;
+	int fd, read_only;
+	_Atomic int64_t uses[STORE_PAGES];
+} store;
+
+static void store_drop(void *ctx, uint32_t store_page)
+{
+	cr_assert_geq(--store.uses[store_page], 0, "store page %u dropped too often", store_page);
+}
+
+static uint8_t *store_at(uint32_t store_page)
+{
+	return store.base + ((uint64_t)store_page << PAGE_SHIFT);
+}
+
+static void make_store(void)
+{
+	char path[64];
+
+	store.fd = memfd_create("store", MFD_CLOEXEC);
+	cr_assert_geq(store.fd, 0);
+	cr_assert_eq(ftruncate(store.fd, STORE_PAGES << PAGE_SHIFT), 0);
+	snprintf(path, sizeof(path), "/proc/self/fd/%d", store.fd);
+	store.read_only = open(path, O_RDONLY | O_CLOEXEC);
+	cr_assert_geq(store.read_only, 0);
+	store.base = mmap(NULL, STORE_PAGES << PAGE_SHIFT, PROT_READ | PROT_WRITE, MAP_SHARED,
+			  store.fd, 0);
+	cr_assert_neq(store.base, MAP_FAILED);
+	memset(store.uses, 0, sizeof(store.uses));
+}
+
+static void map_open(struct box *b, struct engine_config cfg)
+{
+	box_open(b, RAM_HUGE_NEVER, cfg);
+	make_store();
+	engine_set_store(b->e, &(struct mm_store){ .base = store.base, .pages = STORE_PAGES,
+						   .fd = store.read_only, .drop = store_drop });
+}
+
+static uint64_t in_state(struct box *b, enum page_state s)
+{
+	return atomic_load(&b->e->pages.in_state[s]);
+}
+
+static int64_t all_uses(void)
+{
+	int64_t sum = 0;
+
+	for (unsigned i = 0; i < STORE_PAGES; i++)
+		sum += store.uses[i];
+	return sum;
+}
+
+static void map_close(struct box *b)
+{
+	reclaim_stop(b->e);
+	box_check_books(b);
+	cr_assert_eq(all_uses(), (int64_t)(in_state(b, PAGE_STORED) + in_state(b, PAGE_SHARED)));
+	box_close(b);
+	munmap(store.base, STORE_PAGES << PAGE_SHIFT);
+	close(store.fd);
+	close(store.read_only);
+}
+
+/* As the client does: the use is counted first. */
+static uint64_t share(struct box *b, struct mm_same *list, uint64_t n)
+{
+	uint64_t done;
+
+	for (uint64_t i = 0; i < n; i++)
+		store.uses[list[i].store_page] += list[i].store_page != 0;
+	done = engine_share_mapped(b->e, list, n);
+	for (uint64_t i = 0; i < n; i++)
+		if (list[i].rc && list[i].store_page)
+			store.uses[list[i].store_page]--;
+	return done;
+}
+
+/* Pages [from, from + n) against store pages from `at` on, which get what those have in
+ * version 1. */
+static uint64_t share_at(struct box *b, uint64_t from, uint32_t n, uint32_t at)
+{
+	struct mm_same list[STORE_PAGES];
+
+	for (uint32_t i = 0; i < n; i++) {
+		uint64_t *w = (uint64_t *)store_at(at + i);
+
+		for (unsigned k = 0; k < PAGE_BYTES / sizeof(*w); k++)
+			w[k] = (from + i) << 40 ^ (uint64_t)1 << 12 ^ k;
+		list[i] = (struct mm_same){ (uint32_t)from + i, at + i, 0 };
+	}
+	return share(b, list, n);
+}
+
+static uint64_t share_first(struct box *b, uint64_t from, uint32_t n)
+{
+	return share_at(b, from, n, 1);
+}
+
+static void fill(struct box *b, uint64_t from, uint64_t n)
+{
+	for (uint64_t i = from; i < from + n; i++)
+		box_fill(b, i, 1);
+}
+
+static enum page_state state_of(struct box *b, uint64_t index)
+{
+	struct chunk *c = chunk_of(&b->e->pages, index);
+	enum page_state s;
+
+	pthread_mutex_lock(&c->lock);
+	s = b->e->pages.page[index].state;
+	pthread_mutex_unlock(&c->lock);
+	return s;
+}
+
+static void expect_state(struct box *b, uint64_t from, uint64_t n, enum page_state s)
+{
+	for (uint64_t i = from; i < from + n; i++)
+		cr_assert_eq(state_of(b, i), s, "page %lu is in state %u", (unsigned long)i,
+			     (unsigned)state_of(b, i));
+}
+
+static struct books_smaps smaps(struct box *b)
+{
+	struct books_smaps s;
+
+	cr_assert_eq(books_smaps(b->mem, BOX_BYTES, &s), 0);
+	return s;
+}
+
+/* 300 pages over a chunk's end, shared with the whole of a store's run. */
+static void open_shared(struct box *b, uint64_t from, uint32_t n)
+{
+	map_open(b, BOX_MANUAL);
+	fill(b, 0, 1200);
+	cr_assert_eq(share_first(b, from, n), n);
+	expect_state(b, from, n, PAGE_SHARED);
+}
+
+Test(mapped, equal_run_costs_no_memory_and_no_fault)
+{
+	static struct box b;
+	uint64_t resident, faults;
+
+	open_shared(&b, 400, 300);
+	cr_assert_eq(all_uses(), 300);
+	cr_assert_eq(smaps(&b).own_bytes, 900 * PAGE_BYTES);
+	cr_assert_leq(smaps(&b).file_vmas, 2);
+	cr_assert_eq(ram_resident_bytes(b.ram, &resident), 0);
+	cr_assert_eq(resident, 900 * PAGE_BYTES);
+	faults = counter_get(CTR_engine_faults_stored) + counter_get(CTR_engine_faults_untouched);
+	for (uint64_t i = 0; i < 1200; i++)
+		cr_assert(box_has(&b, i, 1), "page %lu", (unsigned long)i);
+	cr_assert_eq(faults, counter_get(CTR_engine_faults_stored) +
+				     counter_get(CTR_engine_faults_untouched));
+	expect_state(&b, 400, 300, PAGE_SHARED);
+	box_check_books(&b);
+	cr_assert_eq(engine_held_pages(b.e), 900, "%lu held", (unsigned long)engine_held_pages(b.e));
+	map_close(&b);
+}
+
+Test(mapped, write_is_the_guests_own_and_ends_the_use)
+{
+	static struct box b;
+
+	open_shared(&b, 100, 200);
+	box_fill(&b, 150, 2);
+	box_at(&b, 151)[77] ^= 1;
+	cr_assert(box_has(&b, 150, 2));
+	cr_assert_eq(all_uses(), 200, "nobody has looked yet");
+	engine_pass(b.e);
+	expect_state(&b, 150, 2, PAGE_BROKEN);
+	cr_assert_eq(all_uses(), 198);
+	cr_assert_eq(store.uses[51], 0);
+	cr_assert_eq(engine_held_pages(b.e), 1002);
+	memset(store_at(51), 0xEE, PAGE_BYTES); /* nobody's now */
+	engine_pass(b.e);
+	engine_tick(b.e);
+	cr_assert(box_has(&b, 150, 2));
+	box_at(&b, 151)[77] ^= 1;
+	for (uint64_t i = 0; i < 1200; i++)
+		cr_assert(i == 150 || box_has(&b, i, 1), "page %lu", (unsigned long)i);
+	expect_state(&b, 150, 2, PAGE_BROKEN); /* two of 200 are not worth two VMAs */
+	map_close(&b);
+}
+
+Test(mapped, short_runs_are_stored)
+{
+	static struct box b;
+	struct mm_same list[60];
+
+	map_open(&b, BOX_MANUAL);
+	fill(&b, 0, 60);
+	for (uint32_t i = 0; i < 60; i++) {
+		memcpy(store_at(i + 1), box_at(&b, i), PAGE_BYTES);
+		memcpy(store_at(i + 101), box_at(&b, i), PAGE_BYTES);
+		list[i] = (struct mm_same){ i, i % 4 == 3 ? i + 101 : i + 1, 0 }; /* runs of 3 and 1 */
+	}
+	cr_assert_eq(share(&b, list, 60), 60);
+	expect_state(&b, 0, 60, PAGE_STORED);
+	cr_assert_eq(smaps(&b).file_vmas, 0);
+	for (uint64_t i = 0; i < 60; i++)
+		cr_assert(box_has(&b, i, 1));
+	map_close(&b);
+}
+
+Test(mapped, page_that_differs_stays_and_parts_the_run)
+{
+	static struct box b;
+
+	map_open(&b, BOX_MANUAL);
+	fill(&b, 0, 100);
+	box_at(&b, 40)[PAGE_BYTES - 1] ^= 0x80;
+	cr_assert_eq(share_first(&b, 0, 100), 99);
+	expect_state(&b, 0, 40, PAGE_SHARED);
+	expect_state(&b, 40, 1, PAGE_GUEST);
+	expect_state(&b, 41, 59, PAGE_SHARED);
+	box_at(&b, 40)[PAGE_BYTES - 1] ^= 0x80;
+	for (uint64_t i = 0; i < 100; i++)
+		cr_assert(box_has(&b, i, 1));
+	map_close(&b);
+}
+
+Test(mapped, discarded_page_reads_zero)
+{
+	static struct box b;
+	struct ram_range r[] = { { gpa(110 * PAGE_BYTES), 20 * PAGE_BYTES },
+				 { gpa(250 * PAGE_BYTES), 200 * PAGE_BYTES } };
+
+	open_shared(&b, 100, 200);
+	box_fill(&b, 120, 2); /* one that is broken off, unnoticed, and one that is noticed */
+	box_fill(&b, 260, 2);
+	cr_assert_eq(ram_discard(b.ram, r[0].addr, r[0].len_bytes), 0);
+	engine_pass(b.e);
+	cr_assert_eq(ram_discard_many(b.ram, &r[1], 1), 1);
+	cr_assert_eq(all_uses(), 130);
+	for (uint64_t i = 0; i < 500; i++) {
+		bool gone = (i >= 110 && i < 130) || (i >= 250 && i < 450);
+
+		cr_assert(gone ? box_at(&b, i)[i] == 0 : box_has(&b, i, 1), "page %lu",
+			  (unsigned long)i);
+	}
+	expect_state(&b, 110, 20, PAGE_GUEST);
+	fill(&b, 110, 20);
+	for (uint64_t i = 100; i < 250; i++)
+		cr_assert(box_has(&b, i, 1));
+	map_close(&b);
+}
+
+Test(mapped, run_that_is_mostly_written_goes_back_to_normal)
+{
+	static struct box b;
+
+	open_shared(&b, 100, 200);
+	for (uint64_t i = 100; i < 220; i++)
+		box_fill(&b, i, 2);
+	engine_tick(b.e);
+	cr_assert_eq(all_uses(), 0);
+	expect_state(&b, 100, 200, PAGE_GUEST);
+	cr_assert_eq(smaps(&b).file_vmas, 0);
+	cr_assert_leq(smaps(&b).vmas, 2, "%u VMAs: they do not merge", smaps(&b).vmas);
+	box_check_books(&b);
+	box_push_out(&b, 1200);
+	cr_assert_gt(in_state(&b, PAGE_PACKED), 1000, "they can be taken as any other");
+	for (uint64_t i = 0; i < 1200; i++)
+		cr_assert(box_has(&b, i, i >= 100 && i < 220 ? 2 : 1));
+	map_close(&b);
+}
+
+Test(mapped, written_part_of_a_run_is_taken_back)
+{
+	static struct box b;
+
+	open_shared(&b, 100, 200);
+	for (uint64_t i = 150; i < 170; i++)
+		box_fill(&b, i, 2);
+	engine_tick(b.e);
+	expect_state(&b, 100, 50, PAGE_SHARED);
+	expect_state(&b, 150, 20, PAGE_GUEST);
+	expect_state(&b, 170, 130, PAGE_SHARED);
+	for (uint64_t i = 100; i < 300; i++)
+		cr_assert(box_has(&b, i, i >= 150 && i < 170 ? 2 : 1));
+	map_close(&b);
+}
+
+/* A lone page cannot be packed where it is: worth two VMAs when the VM is over its limit. */
+Test(mapped, lone_written_page_is_taken_back_under_pressure)
+{
+	static struct box b;
+
+	open_shared(&b, 100, 200);
+	box_fill(&b, 150, 2);
+	for (int i = 0; i < 6; i++)
+		engine_tick(b.e);
+	expect_state(&b, 150, 1, PAGE_BROKEN);
+	engine_limit(b.e, 100 * PAGE_BYTES);
+	for (int i = 0; i < 20; i++)
+		engine_tick(b.e);
+	cr_assert_neq(state_of(&b, 150), PAGE_BROKEN);
+	expect_state(&b, 151, 100, PAGE_SHARED);
+	cr_assert(box_has(&b, 150, 2));
+	map_close(&b);
+}
+
+Test(mapped, recalled_pages_get_memory_of_their_own)
+{
+	static struct box b;
+	uint64_t set[STORE_PAGES / 64 + 1] = { 0xff0 };
+
+	open_shared(&b, 100, 200);
+	cr_assert_eq(engine_unshare(b.e, set), 8);
+	expect_state(&b, 103, 8, PAGE_GUEST);
+	expect_state(&b, 111, 189, PAGE_SHARED);
+	cr_assert_eq(all_uses(), 192);
+	box_check_books(&b);
+	memset(set, 0xff, sizeof(set));
+	cr_assert_eq(engine_unshare(b.e, set), 192);
+	cr_assert_eq(smaps(&b).file_vmas, 0);
+	for (uint64_t i = 0; i < 1200; i++)
+		cr_assert(box_has(&b, i, 1));
+	map_close(&b);
+}
+
+/* A disk that is read without the page cache writes to pages behind the page tables. */
+Test(mapped, page_that_a_device_writes_is_not_taken_back)
+{
+	static struct box b;
+	uint64_t set[STORE_PAGES / 64 + 1];
+
+	memset(set, 0xff, sizeof(set));
+	open_shared(&b, 400, 200);
+	ram_lend(b.ram, box_at(&b, 450), 3 * PAGE_BYTES);
+	cr_assert_eq(engine_unshare(b.e, set), 88, "those of the next 2 MiB");
+	cr_assert_eq(counter_get(CTR_engine_map_lent), 112);
+	box_fill(&b, 420, 2);
+	cr_assert(box_has(&b, 420, 2), "writes are not held up for it");
+	ram_returned(b.ram, box_at(&b, 450), 3 * PAGE_BYTES);
+	cr_assert_eq(engine_unshare(b.e, set), 112);
+	cr_assert(box_has(&b, 420, 2));
+	map_close(&b);
+}
+
+Test(mapped, vmas_are_bounded)
+{
+	static struct box b;
+	struct engine_stats s;
+
+	open_shared(&b, 100, 50);
+	engine_stats(b.e, &s);
+	cr_assert_eq(s.shared_pages, 50);
+	cr_assert_eq(s.map_vmas, 2);
+	cr_assert_gt(s.map_vmas_most, 1000);
+	b.e->map.vmas_most = 6;
+	for (uint32_t i = 1; i < 7; i++)
+		cr_assert_eq(share_at(&b, 100 + 100 * i, 50, 1 + 50 * i), 50);
+	engine_stats(b.e, &s);
+	cr_assert_leq(s.map_vmas, 6);
+	cr_assert_gt(s.stored_pages, 0);
+	cr_assert_gt(s.map_least_run, 500);
+	for (uint64_t i = 200; i < 800; i++)
+		cr_assert(box_has(&b, i, 1));
+	map_close(&b);
+}
+
+Test(mapped, what_is_worth_mapping_follows_from_costs)
+{
+	static const struct { struct map_cost c; bool worth; } cases[] = {
+		{ { 1, 0, 0, 1000 }, false },   /* 550 bytes for 4096 */
+		{ { 4, 0, 0, 1000 }, false },
+		{ { 5, 0, 0, 1000 }, true },    /* a 32nd */
+		{ { 1, 103, 0, 1000 }, false },
+		{ { 1, 255, 0, 1000 }, true },  /* it will be touched: half of its chunk was */
+		{ { 5, 0, 499, 1000 }, true },
+		{ { 5, 0, 750, 1000 }, false }, /* VMAs get scarce */
+		{ { 40, 0, 750, 1000 }, true },
+		{ { 512, 0, 998, 1000 }, true },
+		{ { 512, 512, 999, 1000 }, false },
+		{ { 512, 512, 0, 0 }, false },
+	};
+
+	for (unsigned i = 0; i < ARRAY_LEN(cases); i++)
+		cr_assert_eq(map_worth(&cases[i].c), cases[i].worth, "case %u", i);
+}
+
+/* Pages that come back soon are read, and worth VMAs that others are not. */
+Test(mapped, stored_pages_that_are_touched_again_are_mapped_next_time)
+{
+	static struct box b;
+
+	map_open(&b, BOX_MANUAL);
+	fill(&b, 0, 1000);
+	for (unsigned round = 0; round < 100 && !in_state(&b, PAGE_SHARED); round++) {
+		cr_assert_eq(share_first(&b, 10, 3), 3);
+		for (uint64_t i = 10; i < 13; i++)
+			cr_assert(box_has(&b, i, 1));
+	}
+	expect_state(&b, 10, 3, PAGE_SHARED);
+	map_close(&b);
+}
+
+static void ends_well(void *ctx, const char *why)
+{
+	/* not to Criterion, whose child this is not */
+	fprintf(stderr, "%s\n", why);
+	_exit(strstr(why, "page 0x6a000 ") && strstr(why, "the store") ? 0 : 3);
+}
+
+Test(mapped, page_the_store_has_lost_ends_the_vm_by_name)
+{
+	static struct box b;
+	int status;
+	pid_t child;
+
+	map_open(&b, BOX_MANUAL);
+	map_close(&b);
+	child = fork();
+	if (child == 0) {
+		map_open(&b, BOX_MANUAL);
+		b.e->fatal = ends_well;
+		fill(&b, 100, 200);
+		share_first(&b, 100, 200);
+		fallocate(store.fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 7 << PAGE_SHIFT,
+			  PAGE_BYTES);
+		_exit(5 + box_at(&b, 106)[0]);
+	}
+	cr_assert_eq(waitpid(child, &status, 0), child);
+	cr_assert(WIFEXITED(status) && WEXITSTATUS(status) == 0, "status %x", (unsigned)status);
+}
+
+/* ---- every call fails once ---------------------------------------------------------- */
+
+static _Atomic long fail_at = -1;
+static int fail_errno;
+
+static bool fails_now(void)
+{
+	if (fail_at < 0 || fail_at-- != 0)
+		return false;
+	errno = fail_errno;
+	return true;
+}
+static int failing_ioctl(int fd, unsigned long request, void *arg)
+{
+	return fails_now() ? -1 : mm_host_linux.ioctl(fd, request, arg);
+}
+static int failing_madvise(void *addr, size_t len, int advice)
+{
+	return fails_now() ? -1 : mm_host_linux.madvise(addr, len, advice);
+}
+static void *failing_mmap(void *addr, size_t len, int prot, int flags, int fd, int64_t off)
+{
+	return fails_now() ? MAP_FAILED : mm_host_linux.mmap(addr, len, prot, flags, fd, off);
+}
+static void *failing_mremap(void *at, size_t len, size_t new_len, int flags, void *to)
+{
+	return fails_now() ? MAP_FAILED : mm_host_linux.mremap(at, len, new_len, flags, to);
+}
+static int failing_userfaultfd(int flags)
+{
+	return fails_now() ? -1 : mm_host_linux.userfaultfd(flags);
+}
+static int64_t failing_pread(int fd, void *buf, size_t len, int64_t off)
+{
+	return fails_now() ? -1 : mm_host_linux.pread(fd, buf, len, off);
+}
+
+enum { ALL_RIGHT, NONE_LEFT, ENDED, WRONG };
+
+static void ends_here(void *ctx, const char *why)
+{
+	_exit(why[0] ? ENDED : WRONG);
+}
+
+/* Page 30 has version 2, pages 70 to 79 were discarded, where that did not fail. */
+static bool all_there(struct box *b, bool discarded)
+{
+	for (uint64_t i = 0; i < 200; i++) {
+		bool gone = i >= 70 && i < 80 && (discarded || box_at(b, i)[8] == 0);
+
+		if (gone ? !box_same(box_at(b, i)) || box_at(b, i)[0] : !box_has(b, i, i == 30 ? 2 : 1))
+			return false;
+	}
+	return true;
+}
+
+static int scenario(long n, int error)
+{
+	static struct box b;
+	uint64_t set[STORE_PAGES / 64 + 1] = { 0xff00 };
+	bool discarded;
+
+	b.host = mm_host_linux;
+	b.host.ioctl = failing_ioctl;
+	b.host.madvise = failing_madvise;
+	b.host.mmap = failing_mmap;
+	b.host.mremap = failing_mremap;
+	b.host.userfaultfd = failing_userfaultfd;
+	b.host.pread = failing_pread;
+	map_open(&b, BOX_MANUAL);
+	b.e->fatal = ends_here;
+	fill(&b, 0, 200);
+	box_at(&b, 50)[9] ^= 1; /* and one that is not equal */
+	fail_errno = error;
+	fail_at = n;
+	share_first(&b, 0, 200);
+	box_at(&b, 50)[9] ^= 1;
+	box_fill(&b, 30, 2);
+	engine_tick(b.e);
+	discarded = ram_discard(b.ram, gpa(70 * PAGE_BYTES), 10 * PAGE_BYTES) == 0;
+	engine_unshare(b.e, set);
+	for (uint64_t i = 120; i < 200; i++)
+		box_fill(&b, i, 1);
+	engine_tick(b.e);
+	if (!all_there(&b, discarded))
+		return WRONG;
+	n = fail_at;
+	fail_at = -1;
+	if (ram_discard(b.ram, gpa(70 * PAGE_BYTES), 10 * PAGE_BYTES))
+		return WRONG;
+	box_push_out(&b, 100);
+	share_first(&b, 0, 200);
+	if (!all_there(&b, true))
+		return WRONG;
+	map_close(&b);
+	return n >= 0 ? NONE_LEFT : ALL_RIGHT;
+}
+
+Test(mapped, every_call_may_fail_once)
+{
+	static const int errors[] = { ENOMEM, EAGAIN, EBUSY, EEXIST, ENOENT, EINVAL };
+	static struct box probe;
+	unsigned harmless = 0;
+
+	map_open(&probe, BOX_MANUAL);
+	map_close(&probe);
+	for (unsigned k = 0; k < ARRAY_LEN(errors); k++) {
+		int status = ALL_RIGHT;
+
+		for (long n = 0; status != NONE_LEFT; n++) {
+			pid_t child = fork();
+
+			if (child == 0)
+				_exit(scenario(n, errors[k]));
+			cr_assert_eq(waitpid(child, &status, 0), child);
+			cr_assert(WIFEXITED(status), "call %ld, errno %d: signal %d", n, errors[k],
+				  WTERMSIG(status));
+			status = WEXITSTATUS(status);
+			cr_assert_lt(status, WRONG, "call %ld, errno %d: %d", n, errors[k], status);
+			harmless += status == ALL_RIGHT;
+			if (status == ENDED)
+				fprintf(stderr, "call %ld, errno %d: the VM was ended\n", n, errors[k]);
+		}
+	}
+	cr_assert_gt(harmless, 200);
+}
+
+/* ---- stress --------------------------------------------------------------------------- */
+
+#define STRESS_PAGES 4096u
+#define RUN_MAX 48u
+#define STARVED_NS 60000000000u
+
+struct stress {
+	struct box *b;
+	pthread_mutex_t lock[STRESS_PAGES];
+	uint64_t version[STRESS_PAGES]; /* 0: reads zero */
+	_Atomic bool stop;
+	_Atomic uint64_t accesses;
+	int file; /* what a disk would be */
+};
+struct worker {
+	struct stress *s;
+	uint64_t random;
+};
+
+/* Of image k, page i. */
+static uint64_t image_word(uint64_t k, uint64_t i, uint64_t w)
+{
+	return (k << 60 | (i % IMAGE + 1) << 32 | (w % 50 ? w : i % IMAGE)) * 0x9E3779B97F4A7C15u;
+}
+
+/* By version: of the one image, of the other, of neither, zeroes. */
+static uint64_t word_of(uint64_t i, uint64_t version, uint64_t w)
+{
+	switch (version % 8) {
+	case 0:
+		return 0;
+	case 7:
+		return (i << 40 | version << 12 | w) * 0x9E3779B97F4A7C15u;
+	default:
+		return image_word(version % 2, i, w);
+	}
+}
+
+static bool is_version(struct stress *s, uint64_t i)
+{
+	const uint64_t *p = (const uint64_t *)box_at(s->b, i);
+	uint64_t w = 0;
+
+	while (w < PAGE_BYTES / sizeof(*p) && p[w] == word_of(i, s->version[i], w))
+		w++;
+	return w == PAGE_BYTES / sizeof(*p);
+}
+
+static void write_words(struct stress *s, uint64_t i, uint64_t *to)
+{
+	for (uint64_t k = 0; k < PAGE_BYTES / sizeof(*to); k++)
+		to[k] = word_of(i, s->version[i], k);
+}
+
+/* A page or a run of them, so that there are runs to be found. */
+static void write_run(struct stress *s, uint64_t i, uint64_t n, uint64_t version)
+{
+	for (; n && i < STRESS_PAGES; n--, i++) {
+		pthread_mutex_lock(&s->lock[i]);
+		cr_assert(is_version(s, i), "page %lu is not version %lu", (unsigned long)i,
+			  (unsigned long)s->version[i]);
+		s->version[i] = version;
+		write_words(s, i, (uint64_t *)box_at(s->b, i));
+		pthread_mutex_unlock(&s->lock[i]);
+	}
+}
+
+static void *access_main(void *arg)
+{
+	struct worker *w = arg;
+	struct stress *s = w->s;
+
+	while (!s->stop) {
+		uint64_t r = next_random(&w->random), i = (r >> 8) % STRESS_PAGES;
+
+		pthread_mutex_lock(&s->lock[i]);
+		cr_assert(is_version(s, i), "page %lu is not version %lu", (unsigned long)i,
+			  (unsigned long)s->version[i]);
+		pthread_mutex_unlock(&s->lock[i]);
+		if (r >> 58 == 0)
+			write_run(s, i, r >> 57 & 1 ? 1 : 1 + (r >> 20) % RUN_MAX, 1 + (r >> 30) % 4096);
+		s->accesses++;
+	}
+	return NULL;
+}
+
+/* The kernel writes to guest RAM, as for a disk. */
+static void *disk_main(void *arg)
+{
+	struct worker *w = arg;
+	struct stress *s = w->s;
+	uint64_t page[PAGE_BYTES / sizeof(uint64_t)];
+
+	while (!s->stop) {
+		uint64_t r = next_random(&w->random), i = (r >> 8) % STRESS_PAGES;
+
+		pthread_mutex_lock(&s->lock[i]);
+		cr_assert(is_version(s, i));
+		s->version[i] = 1 + (r >> 30) % 4096;
+		write_words(s, i, page);
+		cr_assert_eq(pwrite(s->file, page, PAGE_BYTES, 0), (ssize_t)PAGE_BYTES);
+		cr_assert_eq(pread(s->file, box_at(s->b, i), PAGE_BYTES, 0), (ssize_t)PAGE_BYTES);
+		cr_assert(is_version(s, i));
+		pthread_mutex_unlock(&s->lock[i]);
+		usleep(300);
+	}
+	return NULL;
+}
+
+static void *discard_main(void *arg)
+{
+	struct worker *w = arg;
+	struct stress *s = w->s;
+
+	while (!s->stop) {
+		uint64_t i = next_random(&w->random) % (STRESS_PAGES - 16), n = 1 + w->random % 16;
+		struct ram_range r = { gpa(i << PAGE_SHIFT), n << PAGE_SHIFT };
+
+		for (uint64_t k = i; k < i + n; k++)
+			pthread_mutex_lock(&s->lock[k]);
+		cr_assert_eq(ram_discard_many(s->b->ram, &r, 1), 1);
+		for (uint64_t k = i; k < i + n; k++) {
+			s->version[k] = 0;
+			cr_assert(w->random % 8 || is_version(s, k), "page %lu", (unsigned long)k);
+			pthread_mutex_unlock(&s->lock[k]);
+		}
+		usleep(2000);
+	}
+	return NULL;
+}
+
+/* What page i has, as far as the store may have it; what nobody used had become garbage. */
+static uint32_t find(struct stress *s, uint64_t i, uint64_t random)
+{
+	uint64_t version, k;
+	uint32_t page;
+
+	pthread_mutex_lock(&s->lock[i]);
+	version = s->version[i];
+	pthread_mutex_unlock(&s->lock[i]);
+	if (version % 8 == 0 || version % 8 == 7)
+		return 0;
+	k = random % 37 ? version % 2 : random % 2; /* and sometimes it is the wrong one */
+	page = (uint32_t)(1 + k * IMAGE + i % IMAGE);
+	if (!store.uses[page])
+		for (uint64_t w = 0; w < PAGE_BYTES / 8; w++)
+			((uint64_t *)store_at(page))[w] = image_word(k, i, w);
+	return page;
+}
+
+static void spoil_unused(void)
+{
+	for (uint32_t i = 1; i < STORE_PAGES; i++)
+		if (!store.uses[i])
+			memset(store_at(i), 0xEE, 64);
+}
+
+static uint64_t share_round(struct stress *s, uint64_t *cursor, uint64_t *random)
+{
+	static struct mm_same list[512];
+	static uint32_t pages[512];
+	uint64_t n = engine_cold(s->b->e, cursor, pages, ARRAY_LEN(pages)), m = 0;
+
+	for (uint64_t i = 0; i < n; i++) {
+		uint32_t page = find(s, pages[i], next_random(random));
+
+		if (!page)
+			continue;
+		store.uses[page]++;
+		list[m++] = (struct mm_same){ pages[i], page, 0 };
+	}
+	if (next_random(random) % 16)
+		engine_share_mapped(s->b->e, list, m);
+	else
+		engine_share(s->b->e, list, m);
+	for (uint64_t i = 0; i < m; i++)
+		if (list[i].rc)
+			store.uses[list[i].store_page]--;
+	return n;
+}
+
+static void *share_main(void *arg)
+{
+	struct worker *w = arg;
+	uint64_t cursor = 0, rounds = 0;
+
+	role_set(ROLE_SHARE);
+	while (!w->s->stop) {
+		uint64_t set[STORE_PAGES / 64 + 1] = { 0 };
+
+		if (!share_round(w->s, &cursor, &w->random)) {
+			cursor = 0;
+			usleep(1000);
+		}
+		spoil_unused();
+		if (++rounds % 32 == 0) {
+			set[next_random(&w->random) % ARRAY_LEN(set)] = w->random;
+			engine_unshare(w->s->b->e, set);
+			engine_forget_hashes(w->s->b->e);
+		}
+	}
+	return NULL;
+}
+
+static bool enough(void)
+{
+	return counter_get(CTR_engine_mapped) > 2000 && counter_get(CTR_engine_broken_off) > 200 &&
+	       counter_get(CTR_engine_taken_back) > 500 && counter_get(CTR_engine_packed) > 500 &&
+	       counter_get(CTR_engine_faults_stored) > 100;
+}
+
+static void say(struct stress *s)
+{
+	static const enum counter c[] = {
+		CTR_engine_mapped, CTR_engine_mapped_runs, CTR_engine_broken_off, CTR_engine_taken_back,
+		CTR_engine_map_torn, CTR_engine_map_errors, CTR_engine_map_unworthy, CTR_engine_shared,
+		CTR_engine_faults_stored, CTR_engine_share_differs, CTR_engine_packed,
+		CTR_engine_scan_errors,
+	};
+
+	fprintf(stderr, "%lu accesses", (unsigned long)s->accesses);
+	for (unsigned i = 0; i < ARRAY_LEN(c); i++)
+		fprintf(stderr, ", %s %lu", counter_table[c[i]].name, (unsigned long)counter_get(c[i]));
+	fprintf(stderr, "\n");
+}
+
+Test(mapped, stress_no_byte_is_ever_wrong)
+{
+	static struct box b;
+	static struct stress s;
+	void *(*const mains[])(void *) = { access_main, access_main, access_main, disk_main,
+					   discard_main, share_main };
+	struct worker w[ARRAY_LEN(mains)];
+	pthread_t t[ARRAY_LEN(mains)];
+	uint64_t random = seed_of_run(), end;
+
+	s.b = &b;
+	s.file = memfd_create("disk", MFD_CLOEXEC);
+	map_open(&b, (struct engine_config){ .fault_threads = 2, .pass_ns = 2000000,
+					     .staging_bytes = 2 * MiB });
+	engine_keep_ages(b.e, 3000000);
+	for (unsigned i = 0; i < STRESS_PAGES; i++)
+		pthread_mutex_init(&s.lock[i], NULL);
+	for (unsigned i = 0; i < ARRAY_LEN(mains); i++) {
+		w[i] = (struct worker){ &s, random + i * 7919 + 1 };
+		pthread_create(&t[i], NULL, mains[i], &w[i]);
+	}
+	end = now_ns() + env_number("BRIM_STRESS_S", 3) * 1000000000u;
+	while (now_ns() < end || (!enough() && now_ns() < end + STARVED_NS)) {
+		engine_limit(b.e, STRESS_PAGES * PAGE_BYTES / 3);
+		usleep(100000);
+		engine_limit(b.e, 0);
+		usleep(200000);
+	}
+	s.stop = true;
+	for (unsigned i = 0; i < ARRAY_LEN(mains); i++)
+		pthread_join(t[i], NULL);
+	engine_keep_ages(b.e, 0);
+	reclaim_stop(b.e);
+	say(&s);
+	for (uint64_t i = 0; i < STRESS_PAGES; i++)
+		cr_assert(is_version(&s, i), "page %lu", (unsigned long)i);
+	cr_assert(enough());
+	close(s.file);
+	map_close(&b);
+}
