@@ -70,7 +70,8 @@ static int64_t all_uses(void)
 static void map_close(struct box *b)
 {
 	reclaim_stop(b->e);
-	box_check_books(b);
+	box_settle(b);
+	engine_pass(b->e); /* what was written is noted */
 	cr_assert_eq(all_uses(), (int64_t)(in_state(b, PAGE_STORED) + in_state(b, PAGE_SHARED)));
 	box_close(b);
 	munmap(store.base, STORE_PAGES << PAGE_SHIFT);
@@ -534,7 +535,9 @@ static int scenario(long n, int error)
 	fail_at = -1;
 	if (ram_discard(b.ram, gpa(70 * PAGE_BYTES), 10 * PAGE_BYTES))
 		return WRONG;
-	box_push_out(&b, 100);
+	engine_reclaim(b.e, 20 * PAGE_BYTES);
+	engine_tick(b.e);
+	engine_tick(b.e);
 	share_first(&b, 0, 200);
 	if (!all_there(&b, true))
 		return WRONG;
@@ -544,7 +547,11 @@ static int scenario(long n, int error)
 
 Test(mapped, every_call_may_fail_once)
 {
+#ifdef __SANITIZE_THREAD__
+	static const int errors[] = { ENOMEM }; /* a scenario takes ten times as long */
+#else
 	static const int errors[] = { ENOMEM, EAGAIN, EBUSY, EEXIST, ENOENT, EINVAL };
+#endif
 	static struct box probe;
 	unsigned harmless = 0;
 
@@ -568,7 +575,7 @@ Test(mapped, every_call_may_fail_once)
 				fprintf(stderr, "call %ld, errno %d: the VM was ended\n", n, errors[k]);
 		}
 	}
-	cr_assert_gt(harmless, 200);
+	cr_assert_gt(harmless, 90 * ARRAY_LEN(errors));
 }
 
 /* ---- stress --------------------------------------------------------------------------- */
