@@ -32,7 +32,7 @@
  * belongs to the process, not the connection: a VM whose connection broke says HELLO
  * again, with its store, and HOLD for all it uses; what it held and does not name is then
  * released, as it was on its way when the connection broke.  HELLO without a store releases
- * nothing.  Releasing what is not held, or twice, is not sound.
+ * all that the process holds: it uses no store.  Releasing what is not held, or twice, is not sound.
  *
  * A connection may be closed without a word, even before WELCOME (brimd ended, or another
  * of the same process took its place): connect again.
