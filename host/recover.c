@@ -322,6 +322,16 @@ static void read_state(struct share_host *h, const char *name)
 			 state ? strerror(-rc) : why.text);
 }
 
+static void look_at(struct share_host *h, int dir_fd, const char *name)
+{
+	const char *dot = strrchr(name, '.');
+
+	if (dot && strcmp(dot, ".json") == 0)
+		read_state(h, name);
+	else if (dot && strcmp(dot, ".next") == 0) /* ended while it was written */
+		(void)unlinkat(dir_fd, name, 0);
+}
+
 int recover_start(struct share_host *h, struct err *e)
 {
 	struct dirent *d;
@@ -332,12 +342,8 @@ int recover_start(struct share_host *h, struct err *e)
 	dir = opendir(h->cfg.state_dir);
 	if (!dir)
 		return err_sys(e, -errno, "cannot read %s", h->cfg.state_dir);
-	while ((d = readdir(dir))) {
-		const char *dot = strrchr(d->d_name, '.');
-
-		if (dot && strcmp(dot, ".json") == 0)
-			read_state(h, d->d_name);
-	}
+	while ((d = readdir(dir)))
+		look_at(h, dirfd(dir), d->d_name);
 	closedir(dir);
 	return 0;
 }

@@ -348,7 +348,12 @@ Test(share_restart, damaged_state_file_is_passed_over)
 	f = fopen(path, "we");
 	fputs("{\"version\": 1, \"group\": \"blue\", \"uid\": 1, \"processes\": [{\"pid\": -4}]}", f);
 	fclose(f);
+	snprintf(path, sizeof(path), "%s/y.next", dir); /* its writer was killed */
+	f = fopen(path, "we");
+	fclose(f);
 	h = start();
+	cr_expect_neq(access(path, F_OK), 0);
+	snprintf(path, sizeof(path), "%s/x.json", dir);
 	sharevm_settle(h);
 	unlink(path);
 	snprintf(path, sizeof(path), "%s/blue.json", dir);
