@@ -71,9 +71,9 @@ static int map_session(struct session *s, struct err *e)
 {
 	s->pages = s->hello.pages;
 	s->marks = lazy_map(s->pages * sizeof(*s->marks));
-	if (s->marks && s->hello.has_store && s->process->holds.count)
+	if (s->marks && s->process->holds.count)
 		s->claims = lazy_map(session_claims_bytes(s));
-	if (!s->marks || (s->hello.has_store && s->process->holds.count && !s->claims)) {
+	if (!s->marks || (s->process->holds.count && !s->claims)) {
 		s->pages = s->marks ? s->pages : 0;
 		return err_set(e, -ENOMEM, "brimd has no memory for another VM");
 	}
@@ -156,9 +156,15 @@ static int come_new(struct share_host *h, struct session *s, struct err *e)
 	if (!st)
 		st = group_store(s->group, e);
 	rc = st ? join(s, st, e) : -ENOMEM;
-	if (!rc)
+	if (rc)
+		return rc;
+	/* What its process held, it does not any more: it was reset. */
+	s->settle_at = 0;
+	s->state = SESSION_SETTLING;
+	if (!s->claims)
 		welcome(h, s);
-	return rc;
+	h->more = true;
+	return 0;
 }
 
 /* A new one would be one too many. */

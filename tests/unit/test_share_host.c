@@ -195,6 +195,27 @@ Test(share_host, held_and_not_claimed_again_is_dropped_after_reconnecting)
 	finish(h);
 }
 
+/* A VM that was reset: the same process, and nothing of what it had. */
+Test(share_host, process_that_comes_back_without_its_store_holds_nothing)
+{
+	struct share_host *h = make();
+	struct sharevm a, b;
+
+	enter(&a, h, 1, "blue");
+	enter(&b, h, 2, "blue");
+	share_one(&a, 5, &b, 6, 77);
+	sharevm_hang_up(&a);
+	munmap((void *)(uintptr_t)a.store, (size_t)a.welcome.store_pages * PAGE_BYTES);
+	close(a.store_fd);
+	a.store = NULL;
+	a.store_fd = -1;
+	sharevm_connect(&a);
+	cr_assert_eq(sharevm_hello(&a, "blue", VM_PAGES), WIRE_WELCOME);
+	cr_expect_eq(stats(h).held_pages, 1);
+	sharevm_end(&a), sharevm_end(&b);
+	finish(h);
+}
+
 /* ---- looking up and sharing ----------------------------------------------------------------- */
 
 Test(share_host, two_vms_share_a_page_and_read_it)
