@@ -31,7 +31,8 @@ UNIT_SRC := $(wildcard tests/unit/test_*.c)
 TLIB_SRC := $(wildcard tests/lib/*.c)
 FUZZ_SRC := $(wildcard tests/fuzz/fuzz_*.c)
 BENCH_SRC := $(wildcard bench/bench_*.c)
-BLIB_SRC := $(filter-out $(BENCH_SRC),$(wildcard bench/*.c))
+BTOOL_SRC := bench/oracle_main.c
+BLIB_SRC := $(filter-out $(BENCH_SRC) $(BTOOL_SRC),$(wildcard bench/*.c))
 
 obj = $(patsubst %.c,$(BUILD)/obj/%.o,$(1))
 
@@ -117,13 +118,18 @@ $(BUILD)/bench/%: $(BUILD)/obj/bench/%.o $(call obj,$(BLIB_SRC)) $(VMMLIB) $(LIB
 	$(if $(Q),@echo "  LD    $@")
 	$(Q)$(CC) $(LDFLAGS_BRIM) $(LDFLAGS) -o $@ $^ $(LIBS_VMM) $(LIBS_LIB)
 
+$(BUILD)/bench/oracle: $(call obj,$(BTOOL_SRC) bench/oracle.c) $(LIB)
+	@mkdir -p $(@D)
+	$(if $(Q),@echo "  LD    $@")
+	$(Q)$(CC) $(LDFLAGS_BRIM) $(LDFLAGS) -o $@ $^ $(LIBS_VMM) $(LIBS_LIB)
+
 $(BUILD)/fuzz/%: $(BUILD)/obj/tests/fuzz/%.o $(call obj,$(TLIB_SRC)) $(HOSTLIB) $(VMMLIB) $(LIB)
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(LDFLAGS_BRIM) $(LDFLAGS) -fsanitize=fuzzer -o $@ $^ $(LIBS_VMM) $(LIBS_LIB)
 
 tests: $(UNIT)
 fuzz-build: $(FUZZ)
-bench-build: $(BENCH)
+bench-build: $(BENCH) $(BUILD)/bench/oracle
 
 # ---- testing ---------------------------------------------------------------
 
