@@ -277,7 +277,7 @@ static int64_t toucher_waited_ns(void *ctx, uint32_t tid)
 	return thread_waited_ns((pid_t)tid);
 }
 
-static int guest_open(struct guest *g, uint64_t bytes, struct err *e)
+int guest_open(struct guest *g, uint64_t bytes, struct err *e)
 {
 	char path[64];
 	struct swap_disk_config disk = { .path = path, .force = true };

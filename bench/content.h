@@ -70,6 +70,8 @@ struct guest {
  * with one fault thread; what was there before is closed.  -errno and a sentence
  * where the engine cannot be had. */
 int guest_hold(struct guest *g, const struct content *c, struct err *e);
+/* The same with nothing in it yet; guest_close() also where it fails. */
+int guest_open(struct guest *g, uint64_t bytes, struct err *e);
 void guest_close(struct guest *g);
 /* Rounds until no more goes: all but what does not pack; with a disk, that too. */
 void guest_evict(struct guest *g);
@@ -85,7 +87,7 @@ bool guest_is_possible(const struct bench *b);
 
 /* ---- runs that give several figures ---------------------------------------------- */
 
-#define TAKE_FIGURES 4
+#define TAKE_FIGURES 12
 
 struct take_figure {
 	const char *name, *unit;

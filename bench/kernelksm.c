@@ -145,9 +145,9 @@ static int start_keeper(struct kksm *k)
 
 /* ---- open and close ------------------------------------------------------------ */
 
-static pid_t find_ksmd(void)
+/* The first process of which that is so, or 0. */
+static pid_t find_process(bool (*is)(pid_t pid))
 {
-	char path[300], line[64];
 	struct dirent *d;
 	DIR *dir = opendir("/proc");
 	pid_t found = 0;
@@ -155,13 +155,7 @@ static pid_t find_ksmd(void)
 	while (dir && !found && (d = readdir(dir))) {
 		pid_t pid = (pid_t)strtol(d->d_name, NULL, 10);
 
-		if (pid <= 0)
-			continue;
-		snprintf(path, sizeof(path), "/proc/%d/comm", (int)pid);
-		if (strcmp(bench_read_line(path, line, sizeof(line)), "ksmd"))
-			continue;
-		snprintf(path, sizeof(path), "/proc/%d/cmdline", (int)pid);
-		if (!bench_read_line(path, line, sizeof(line))[0]) /* the kernel's have none */
+		if (pid > 0 && is(pid))
 			found = pid;
 	}
 	if (dir)
@@ -169,29 +163,59 @@ static pid_t find_ksmd(void)
 	return found;
 }
 
-static const char *objection(pid_t ksmd)
+static bool is_ksmd(pid_t pid)
 {
+	char path[64], line[64];
+
+	snprintf(path, sizeof(path), "/proc/%d/comm", (int)pid);
+	if (strcmp(bench_read_line(path, line, sizeof(line)), "ksmd"))
+		return false;
+	snprintf(path, sizeof(path), "/proc/%d/cmdline", (int)pid);
+	return !bench_read_line(path, line, sizeof(line))[0]; /* the kernel's have none */
+}
+
+/* QEMU makes all of its guests' RAM so, unless it is told not to. */
+static bool is_mergeable(pid_t pid)
+{
+	char path[64], line[64];
+	bool found = false;
+	FILE *f;
+
+	snprintf(path, sizeof(path), "/proc/%d/ksm_stat", (int)pid);
+	f = fopen(path, "re");
+	while (f && !found && fgets(line, sizeof(line), f))
+		found = strcmp(line, "ksm_mergeable: yes\n") == 0;
+	if (f)
+		fclose(f);
+	return found;
+}
+
+static bool objection(pid_t ksmd, char *why, size_t len)
+{
+	pid_t other;
+
 	if (geteuid() != 0)
-		return "it needs root";
-	if (access(ROOT "run", W_OK) < 0 || ksmd == 0)
-		return "this kernel has no KSM";
-	if (number("run") != 0 || number("pages_shared") || number("pages_unshared"))
-		return "somebody uses KSM";
-	return NULL;
+		snprintf(why, len, "it needs root");
+	else if (access(ROOT "run", W_OK) < 0 || ksmd == 0)
+		snprintf(why, len, "this kernel has no KSM");
+	else if (number("run") != 0 || number("pages_shared") || number("pages_unshared"))
+		snprintf(why, len, "somebody uses KSM");
+	else if ((other = find_process(is_mergeable)))
+		snprintf(why, len, "it would also merge memory of process %d", (int)other);
+	else
+		return false;
+	return true;
 }
 
 struct kksm *kksm_open(char *why, size_t why_len)
 {
 	struct kksm *k = calloc(1, sizeof(*k));
-	const char *no;
 	int rc;
 
 	VERIFY(k);
 	k->pipe = -1;
-	k->ksmd = find_ksmd();
-	no = objection(k->ksmd);
-	if (no) {
-		snprintf(why, why_len, "%s", no);
+	k->ksmd = find_process(is_ksmd);
+	if (objection(k->ksmd, why, why_len)) {
 		kksm_close(&k);
 		return NULL;
 	}

@@ -1,9 +1,9 @@
 /*
  * The peer of page sharing: the kernel's samepage merging (KSM).
  *
- * Its settings are the machine's, so it is only taken where nobody uses it, and a child,
- * the keeper, puts them back as they were when the pipe to this process closes, however
- * this process ended (exit, signal, kill -9).
+ * Its settings are the machine's, so it is only taken where nobody uses it or has memory
+ * that it would merge too.  A child, the keeper, puts them back as they were when the pipe
+ * to this process closes, however this process ended (exit, signal, kill -9).
  *
  * Threads: the caller's, one.  ksmd is the kernel's; its CPU time is its own clock's.
  */
