@@ -113,6 +113,8 @@ $(BUILD)/tests/%: $(BUILD)/obj/tests/unit/%.o $(call obj,$(TLIB_SRC)) $(CLILIB) 
 	$(if $(Q),@echo "  LD    $@")
 	$(Q)$(CC) $(LDFLAGS_BRIM) $(LDFLAGS) -o $@ $^ $(LIBS_TEST) $(LIBS_VMM) $(LIBS_LIB)
 
+$(BUILD)/tests/test_oracle: $(call obj,bench/oracle.c)
+
 $(BUILD)/bench/%: $(BUILD)/obj/bench/%.o $(call obj,$(BLIB_SRC)) $(HOSTLIB) $(VMMLIB) $(LIB)
 	@mkdir -p $(@D)
 	$(if $(Q),@echo "  LD    $@")
