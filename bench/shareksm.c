@@ -1,6 +1,8 @@
 /*
  * See share.h.  A pass is one of KSM's full scans; between passes it stands still.
  */
+#include <inttypes.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -29,10 +31,20 @@ static void open_vm(struct share_vm *vm)
 	vm->mem = p;
 }
 
-/* KSM leaves all pages mapped; what is saved is its own account's. */
+/* KSM leaves all pages mapped (what is saved is its own account's), but zeroes are the
+ * kernel's page then, and no memory of the process. */
 static uint64_t resident_pages(struct share_vm *vm)
 {
-	return vm->content->pages;
+	FILE *f = fopen("/proc/self/ksm_stat", "re");
+	uint64_t zero = 0;
+	char line[64];
+
+	while (f && fgets(line, sizeof(line), f))
+		if (sscanf(line, "ksm_zero_pages %" SCNu64, &zero) == 1)
+			break;
+	if (f)
+		fclose(f);
+	return vm->content->pages - zero;
 }
 
 static const struct share_vm_ops vm_ops = { .open = open_vm, .resident_pages = resident_pages };
