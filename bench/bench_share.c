@@ -194,7 +194,8 @@ static void breaks(struct scene *s, struct share_side *side, double *out)
 {
 	struct share_reply r[SHARE_VMS];
 
-	share_vms_order(&side->vms, &(struct share_order){ ORDER_BREAK, ++s->change, BREAKS }, r);
+	share_vms_by_turns(&side->vms, &(struct share_order){ ORDER_BREAK, ++s->change, BREAKS },
+			   r);
 	out[BREAK_COST] = out[BREAK_LATENCY] = 0;
 	for (unsigned i = 0; i < SHARE_VMS; i++) {
 		out[BREAK_COST] += (double)r[i].value[0] / SHARE_VMS;

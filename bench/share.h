@@ -118,6 +118,9 @@ void share_vms_close(struct share_vms *v);
 /* To all of them; replies may be NULL. */
 void share_vms_order(struct share_vms *v, const struct share_order *o,
 		     struct share_reply reply[SHARE_VMS]);
+/* One after the other, for what is timed. */
+void share_vms_by_turns(struct share_vms *v, const struct share_order *o,
+			struct share_reply reply[SHARE_VMS]);
 /* In two parts: between them, at most so long each, something else can be done. */
 void share_vms_send(struct share_vms *v, const struct share_order *o);
 bool share_vms_done(struct share_vms *v, unsigned *waiting_for, int timeout_ms);

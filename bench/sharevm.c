@@ -228,11 +228,16 @@ static _Noreturn void lost(unsigned i)
 	exit(2);
 }
 
+static void send_order(struct share_vms *v, unsigned i, const struct share_order *o)
+{
+	if (send(v->vm[i].fd, o, sizeof(*o), MSG_NOSIGNAL) != sizeof(*o))
+		lost(i);
+}
+
 void share_vms_send(struct share_vms *v, const struct share_order *o)
 {
 	for (unsigned i = 0; i < SHARE_VMS; i++)
-		if (send(v->vm[i].fd, o, sizeof(*o), MSG_NOSIGNAL) != sizeof(*o))
-			lost(i);
+		send_order(v, i, o);
 }
 
 static void receive(struct share_vms *v, unsigned i, struct share_reply *r)
@@ -249,6 +254,15 @@ void share_vms_order(struct share_vms *v, const struct share_order *o,
 	share_vms_send(v, o);
 	for (unsigned i = 0; i < SHARE_VMS; i++)
 		receive(v, i, reply ? &reply[i] : &r);
+}
+
+void share_vms_by_turns(struct share_vms *v, const struct share_order *o,
+			struct share_reply reply[SHARE_VMS])
+{
+	for (unsigned i = 0; i < SHARE_VMS; i++) {
+		send_order(v, i, o);
+		receive(v, i, &reply[i]);
+	}
 }
 
 bool share_vms_done(struct share_vms *v, unsigned *waiting_for, int timeout_ms)
