@@ -15,9 +15,15 @@
 #include <unistd.h>
 #include <xxhash.h>
 
+#include "mm/kernel.h"
+
 #define BATCH_PAGES 256u
-#define PM_PRESENT ((uint64_t)1 << 63)
-#define PM_SWAPPED ((uint64_t)1 << 62)
+#define REGIONS 512u
+
+#ifndef PAGE_IS_FILE
+#define PAGE_IS_FILE (1 << 2)
+#define PAGE_IS_SWAPPED (1 << 4)
+#endif
 
 /* ---- reading ---------------------------------------------------------------------- */
 
@@ -272,9 +278,30 @@ int oracle_guest_ram(pid_t pid, uint64_t bytes, struct oracle_range *out)
 	return rc;
 }
 
+/* Adds up the regions of one scan; the address it came to, or -errno. */
+static int64_t scan_some(int fd, uint64_t from, uint64_t end, uint64_t *pages)
+{
+	struct page_region regions[REGIONS];
+	struct pm_scan_arg a = {
+		.size = sizeof(a), .start = from, .end = end,
+		.vec = (uintptr_t)regions, .vec_len = REGIONS,
+		.category_inverted = PAGE_IS_PFNZERO | PAGE_IS_FILE,
+		.category_mask = PAGE_IS_PFNZERO | PAGE_IS_FILE,
+		.category_anyof_mask = PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
+		.return_mask = PAGE_IS_PRESENT,
+	};
+	int n = ioctl(fd, PAGEMAP_SCAN, &a);
+
+	if (n < 0)
+		return -errno;
+	for (int i = 0; i < n; i++)
+		*pages += (regions[i].end - regions[i].start) >> PAGE_SHIFT;
+	return (int64_t)a.walk_end;
+}
+
 int oracle_resident(const struct oracle_range *r, uint64_t *pages)
 {
-	uint64_t word[512], left = r->bytes >> PAGE_SHIFT, at = r->addr >> PAGE_SHIFT, n = 0;
+	uint64_t at = r->addr, end = r->addr + r->bytes, n = 0;
 	char path[64];
 	int fd, rc = 0;
 
@@ -282,16 +309,13 @@ int oracle_resident(const struct oracle_range *r, uint64_t *pages)
 	fd = open(path, O_RDONLY | O_CLOEXEC);
 	if (fd < 0)
 		return -errno;
-	while (left && !rc) {
-		uint64_t want = left < 512 ? left : 512;
-		ssize_t got = pread(fd, word, want * sizeof(*word), (off_t)(at * sizeof(*word)));
+	while (at < end && !rc) {
+		int64_t next = scan_some(fd, at, end, &n);
 
-		if (got != (ssize_t)(want * sizeof(*word)))
-			rc = got < 0 ? -errno : -EIO;
-		for (uint64_t i = 0; i < want && !rc; i++)
-			n += (word[i] & (PM_PRESENT | PM_SWAPPED)) != 0;
-		left -= want;
-		at += want;
+		if (next <= (int64_t)at)
+			rc = next < 0 ? (int)next : -EIO;
+		else
+			at = (uint64_t)next;
 	}
 	close(fd);
 	if (!rc)

@@ -42,9 +42,9 @@ int oracle_count(const struct oracle_range *ranges, unsigned n, bool compare,
  * exactly that long; bytes 0: the longest.  -ENOENT where there is none. */
 int oracle_guest_ram(pid_t pid, uint64_t bytes, struct oracle_range *out);
 
-/* Pages of the range that have memory of their own or in swap, by the kernel's account
- * (pagemap): a page that was never touched has none until somebody reads it, be it the
- * oracle.  0 or -errno. */
+/* Pages of the range that have memory of their own, or are in swap, by the kernel's
+ * account: not those of a store mapped there, nor the kernel's page of zeroes; KSM's
+ * shared pages are counted for each that has them.  Brings nothing back.  0 or -errno. */
 int oracle_resident(const struct oracle_range *range, uint64_t *pages);
 
 #endif

@@ -1,12 +1,13 @@
 /*
  * oracle: the least memory that the equal pages of some VMs need.
  *
- *	oracle [--json] [--compare] [--ram SIZE] PID...
+ *	oracle [--json] [--compare] [--resident] [--ram SIZE] PID...
  *
  * PIDs are those of VMMs (brim-vmm, qemu-system-x86_64): guest RAM is the run of adjacent
  * private mappings of exactly SIZE, or without --ram the longest.  The guests should be
  * at rest; --compare then checks that equal hashes are equal pages.  Reads all of their
- * memory, so that what is away comes back: read off what they save before.
+ * memory, so that what is away comes back: read off what they save before.  --resident
+ * only says how many pages have memory now, and brings nothing back.
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -20,7 +21,7 @@
 #define VMS_MAX 64
 
 struct options {
-	bool json, compare;
+	bool json, compare, resident;
 	uint64_t ram_bytes;
 	unsigned vms;
 	struct oracle_range vm[VMS_MAX];
@@ -34,7 +35,7 @@ static _Noreturn void die(const char *what, const char *why)
 
 static _Noreturn void usage(FILE *to, int status)
 {
-	fprintf(to, "usage: oracle [--json] [--compare] [--ram SIZE] PID...\n");
+	fprintf(to, "usage: oracle [--json] [--compare] [--resident] [--ram SIZE] PID...\n");
 	exit(status);
 }
 
@@ -67,6 +68,8 @@ static void parse(struct options *o, int argc, char **argv)
 			o->json = true;
 		else if (strcmp(argv[i], "--compare") == 0)
 			o->compare = true;
+		else if (strcmp(argv[i], "--resident") == 0)
+			o->resident = true;
 		else if (strcmp(argv[i], "--help") == 0)
 			usage(stdout, 0);
 		else if (strcmp(argv[i], "--ram") == 0 && i + 1 < argc)
@@ -150,6 +153,10 @@ int main(int argc, char **argv)
 
 	parse(&o, argc, argv);
 	resident = find_guests(&o);
+	if (o.resident) {
+		printf("%" PRIu64 "\n", resident);
+		return 0;
+	}
 	rc = oracle_count(o.vm, o.vms, o.compare, &counts);
 	if (rc)
 		die("guest RAM cannot be read", strerror(-rc));

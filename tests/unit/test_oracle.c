@@ -103,10 +103,12 @@ Test(oracle, oracle_other_process_is_read)
 
 	r.pid = start_copy();
 	memset((void *)(uintptr_t)r.addr, 0, r.bytes); /* ours, and not what it is to read */
-	cr_assert_eq(oracle_count(&r, 1, true, &c), 0);
-	check_counts(&c);
-	cr_assert_eq(oracle_resident(&r, &resident), 0);
-	cr_assert_geq(resident, PAGES - PAGES / 4);
+	for (unsigned i = 0; i < 2; i++) { /* the oracle reads zeroes where nothing was */
+		cr_assert_eq(oracle_resident(&r, &resident), 0);
+		cr_assert_eq(resident, PAGES - PAGES / 4);
+		cr_assert_eq(oracle_count(&r, 1, true, &c), 0);
+		check_counts(&c);
+	}
 	end_copy(r.pid);
 }
 
