@@ -20,11 +20,6 @@
 #define BATCH_PAGES 256u
 #define REGIONS 512u
 
-#ifndef PAGE_IS_FILE
-#define PAGE_IS_FILE (1 << 2)
-#define PAGE_IS_SWAPPED (1 << 4)
-#endif
-
 /* ---- reading ---------------------------------------------------------------------- */
 
 static int read_remote(pid_t pid, uint64_t addr, uint8_t *to, size_t len)
