@@ -467,9 +467,11 @@ Test(engine, filled_page_written_to_is_memory_at_once)
 	cr_assert_eq(stats(&b).filled_pages, 64);
 	for (uint64_t i = 0; i < 64; i += 7)
 		box_at(&b, 63 - i)[9] = 3; /* falling: each a fault of its own */
+	box_settle(&b);
 	cr_assert_eq(counter_get(CTR_engine_untouched_written) - written, 10);
 	for (uint64_t i = 0; i < 64; i++)
 		cr_assert_eq(box_at(&b, i)[8], 0);
+	box_settle(&b);
 	cr_assert_eq(counter_get(CTR_engine_untouched_written) - written, 10, "reads are none");
 	box_close(&b);
 }

@@ -754,8 +754,9 @@ static int breaking_submit(struct io_uring *ring)
 	return ring_is_broken ? -EAGAIN : mm_host_linux.ring_submit(ring);
 }
 
-/* A reader in full swing finds the ring broken: it gets its pages all the same. */
-static void break_under_way(struct box *b)
+/* A reader in full swing finds the ring broken: it gets its pages all the same.  True where
+ * reads went ahead of it then, which on a busy machine they may not. */
+static bool break_once(struct box *b)
 {
 	uint64_t ahead;
 
@@ -765,12 +766,21 @@ static void break_under_way(struct box *b)
 	ahead = counter_get(CTR_engine_disk_ahead);
 	ring_is_broken = true;
 	read_in_order(b, 100, 512);
-	cr_assert_gt(counter_get(CTR_engine_disk_ahead), ahead);
 	cr_assert_gt(counter_get(CTR_engine_disk_by_hand), 0);
 	cr_assert_eq(b->fatal, 0);
+	ahead = counter_get(CTR_engine_disk_ahead) - ahead;
 	ring_is_broken = false;
 	wait_until_home(b);
 	box_close(b);
+	return ahead > 0;
+}
+
+static void break_under_way(struct box *b)
+{
+	unsigned tries = 1;
+
+	while (!break_once(b))
+		cr_assert_lt(tries++, 50);
 }
 
 Test(read, read_ahead_that_fails_is_not_believed)
