@@ -31,8 +31,9 @@
  * RELEASED the VM takes a naming of that page for ALONE: it was sent before.  A hold
  * belongs to the process, not the connection: a VM whose connection broke says HELLO
  * again, with its store, and HOLD for all it uses; what it held and does not name is then
- * released, as it was on its way when the connection broke.  HELLO without a store releases
- * all that the process holds: it uses no store.  Releasing what is not held, or twice, is not sound.
+ * released, as it was on its way when the connection broke.  HELLO without a store says that
+ * the process uses nothing any more (its VM was reset): all it held is released.
+ * Releasing what is not held, or twice, is not sound.
  *
  * A connection may be closed without a word, even before WELCOME (brimd ended, or another
  * of the same process took its place): connect again.
