@@ -45,8 +45,6 @@ void ksm_status(struct ksm *k, struct ksm_status *out)
 
 static uint64_t due_ns(const struct ksm *k)
 {
-	if (k->rest_until_ns > now_ns())
-		return k->rest_until_ns;
 	if (k->fd < 0)
 		return k->retry_at_ns;
 	if (k->link == LINK_OPEN)
@@ -54,26 +52,27 @@ static uint64_t due_ns(const struct ksm *k)
 	return k->link == LINK_HOLDING && !k->out_bytes ? 0 : UINT64_MAX;
 }
 
-static int poll_ms(const struct ksm *k, int timeout_ms)
+static int poll_ms(uint64_t now, uint64_t due, int timeout_ms)
 {
-	uint64_t now = now_ns(), due = due_ns(k), ms;
+	uint64_t ms = due > now ? (due - now + 999999) / 1000000 : 0;
 
 	if (due == UINT64_MAX)
 		return timeout_ms;
-	ms = due > now ? (due - now + 999999) / 1000000 : 0;
 	return timeout_ms < 0 || ms < (uint64_t)timeout_ms ? (int)ms : timeout_ms;
 }
 
+/* One look at the clock: who does not listen to brimd must not sleep for ever. */
 static void wait_for_work(const struct ksm *k, int timeout_ms)
 {
-	bool rests = k->rest_until_ns > now_ns();
+	uint64_t now = now_ns();
+	bool rests = k->rest_until_ns > now;
 	struct pollfd p[] = {
 		{ .fd = k->stop_fd, .events = POLLIN },
 		{ .fd = rests ? -1 : k->fd,
 		  .events = (short)(POLLIN | (k->out_bytes ? POLLOUT : 0)) },
 	};
 
-	poll(p, ARRAY_LEN(p), poll_ms(k, timeout_ms));
+	poll(p, ARRAY_LEN(p), poll_ms(now, rests ? k->rest_until_ns : due_ns(k), timeout_ms));
 }
 
 static uint64_t cpu_ns(void)
