@@ -290,7 +290,7 @@ struct memory {
 	bool assigned_known, resident_known;
 	bool engine; /* there is one: the rest is known */
 	uint64_t limit_bytes, wanted_bytes;
-	uint64_t shared_bytes;    /* of those away, that the store of shared pages has */
+	uint64_t shared_bytes;    /* of those away, that the store of shared pages has, mapped ones too */
 	uint64_t away_bytes;      /* that the guest has and its RAM does not hold now */
 	uint64_t away_cost_bytes; /* what that takes of the host all the same */
 	uint64_t held_bytes;      /* resident and away: what the limit counts */

@@ -40,7 +40,7 @@ static uint64_t coldest(const json_t *cold)
 void memory_of(const json_t *status, struct memory *m)
 {
 	const json_t *engine = json_object_get(status, "engine");
-	uint64_t staged = 0, filled = 0, packed = 0, pool = 0, disk = 0;
+	uint64_t staged = 0, filled = 0, packed = 0, pool = 0, disk = 0, stored = 0;
 
 	*m = (struct memory){ .engine = json_is_object(engine) };
 	m->assigned_known = json_u64(status, "memory_bytes", NULL, &m->assigned_bytes);
@@ -54,7 +54,9 @@ void memory_of(const json_t *status, struct memory *m)
 	json_u64(engine, "pool_overhead_bytes", NULL, &m->pool_overhead_bytes);
 	json_u64(engine, "own_bytes", NULL, &m->own_bytes);
 	json_u64(engine, "disk_bytes", NULL, &disk);
-	json_u64(engine, "stored_bytes", NULL, &m->shared_bytes);
+	json_u64(engine, "stored_bytes", NULL, &stored);
+	json_u64(engine, "shared_bytes", NULL, &m->shared_bytes);
+	m->shared_bytes += stored;
 	m->away_bytes = staged + filled + packed + disk + m->shared_bytes;
 	m->away_cost_bytes = staged + pool;
 	m->held_bytes = m->resident_bytes + m->away_cost_bytes;

@@ -318,6 +318,8 @@ bool map_worth(const struct map_cost *c);
 uint64_t map_least_run(const struct engine *e);
 /* Sets it up, once.  False: nothing can be mapped.  The thread that shares, no locks. */
 bool map_ready(struct engine *e);
+/* The store is another; none of its pages is mapped. */
+void map_renew(struct engine *e);
 void map_fini(struct engine *e);
 /* n pages in a row, frozen, equal to store pages in a row: SHARED; false: not worth it, or not
  * possible, and nothing was changed. `take` and lock held, chunk watched. */

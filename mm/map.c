@@ -154,11 +154,13 @@ static int register_with(struct engine *e, int uffd, void *at, uint64_t bytes, u
 	return e->host->ioctl(uffd, UFFDIO_REGISTER, &r) < 0 ? -errno : 0;
 }
 
+/* At a place where one was, if there is. */
 static int map_store(struct engine *e)
 {
 	uint64_t bytes = (uint64_t)e->store.pages << PAGE_SHIFT;
-	uint8_t *p = e->host->mmap(NULL, bytes, PROT_READ | PROT_WRITE,
-				   MAP_PRIVATE | MAP_NORESERVE, e->store.fd, 0);
+	uint8_t *p = e->host->mmap(e->map.store, bytes, PROT_READ | PROT_WRITE,
+				   MAP_PRIVATE | MAP_NORESERVE | (e->map.store ? MAP_FIXED : 0),
+				   e->store.fd, 0);
 
 	if (p == MAP_FAILED)
 		return -errno;
@@ -283,6 +285,16 @@ bool map_ready(struct engine *e)
 	return rc == 0;
 }
 
+void map_renew(struct engine *e)
+{
+	int rc = e->map.store ? map_store(e) : 0;
+
+	if (!rc)
+		return;
+	log_warn("memory: shared pages are stored from now on, and none are mapped: %s", strerror(-rc));
+	atomic_store(&e->map.on, false);
+}
+
 void map_fini(struct engine *e)
 {
 	if (e->map.uffd >= 0)
@@ -335,6 +347,7 @@ bool map_put(struct engine *e, const struct mm_same *s, uint64_t n)
 	count_vmas(e, s->page / CHUNK_PAGES, were);
 	counter_inc(CTR_engine_mapped_runs);
 	counter_add(CTR_engine_mapped, n);
+	counter_add(CTR_engine_shared, n);
 	return true;
 }
 

@@ -318,6 +318,8 @@ struct mm_store {
 };
 /* Once, before the first engine_share() that names a page of it. */
 void engine_set_store(struct engine *e, const struct mm_store *store);
+/* Another store of the same size is at the same place now; no page is shared. */
+void engine_renew_store(struct engine *e, int fd);
 
 /* These are one thread's: not two at once.  It may touch guest RAM as a device does.
  *

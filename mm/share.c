@@ -70,6 +70,14 @@ void engine_set_store(struct engine *e, const struct mm_store *store)
 	e->store = *store;
 }
 
+void engine_renew_store(struct engine *e, int fd)
+{
+	VERIFY(e->store.base && !atomic_load(&e->pages.in_state[PAGE_STORED]) &&
+	       !atomic_load(&e->pages.in_state[PAGE_SHARED]));
+	e->store.fd = fd;
+	map_renew(e);
+}
+
 int share_get(struct engine *e, uint64_t payload, uint8_t *page)
 {
 	memcpy(page, store_at(e, share_store_page(payload)), PAGE_BYTES);

@@ -258,6 +258,7 @@ static const char *replace_store(struct ksm *k, int fd, const struct wire_welcom
 		return "a store of another size than this VM's";
 	if (!map_store(fd, (uint64_t)w->store_pages << PAGE_SHIFT, k->store))
 		return "a store that cannot be mapped";
+	engine_renew_store(k->engine, fd);
 	close(k->store_fd);
 	return NULL;
 }
@@ -282,7 +283,7 @@ static const char *first_store(struct ksm *k, int fd, const struct wire_welcome 
 		unmap_tables(k);
 		return "a store that cannot be mapped";
 	}
-	engine_set_store(k->engine, &(struct mm_store){ k->store, w->store_pages, drop_store, k });
+	engine_set_store(k->engine, &(struct mm_store){ k->store, w->store_pages, drop_store, k, fd });
 	return NULL;
 }
 

@@ -3,7 +3,7 @@
  *
  *   engine_cold() ──hash──► LOOKUP ─► ALONE   nothing: an OFFER may come some day
  *   on their way to the              WANTED ──► CONTENT ─► SAME
- *   tier: ksm_leaving() ──► LOOKUP ─► SAME ───► engine_share(), as for an OFFER
+ *   tier: ksm_leaving() ──► LOOKUP ─► SAME ───► engine_share_mapped(), as for an OFFER
  *   LATER, after a while ─► LOOKUP ─► LATER ──► the list of those, or forgotten
  *
  * A page of zeroes needs nobody: its memory is given back at once.
@@ -124,7 +124,7 @@ static void share_named(struct ksm *k)
 	if (!k->same_count)
 		return;
 	qsort(k->same, k->same_count, sizeof(*k->same), by_page);
-	engine_share(k->engine, k->same, k->same_count);
+	engine_share_mapped(k->engine, k->same, k->same_count);
 	for (unsigned i = 0; i < k->same_count; i++)
 		if (k->same[i].rc && k->same[i].store_page)
 			uses_drop(&k->uses, k->same[i].store_page);

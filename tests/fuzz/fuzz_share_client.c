@@ -356,7 +356,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		pthread_mutex_unlock(&f.e->pages.chunk[c].lock);
 	}
 	if (f.k->store)
-		uses_verify(&f.k->uses, atomic_load(&f.e->pages.in_state[PAGE_STORED]));
+		uses_verify(&f.k->uses, atomic_load(&f.e->pages.in_state[PAGE_STORED]) +
+					 atomic_load(&f.e->pages.in_state[PAGE_SHARED]));
 	for (uint32_t i = 0; i < GUEST_PAGES; i++)
 		check_page(i);
 	engine_destroy(&f.e);

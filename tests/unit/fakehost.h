@@ -95,7 +95,8 @@ static inline void fh_close(struct fakehost *f)
 	ksm_stop(k);
 	box_settle(&f->b);
 	if (k->store)
-		uses_verify(&k->uses, atomic_load(&f->b.e->pages.in_state[PAGE_STORED]));
+		uses_verify(&k->uses, atomic_load(&f->b.e->pages.in_state[PAGE_STORED]) +
+				       atomic_load(&f->b.e->pages.in_state[PAGE_SHARED]));
 	box_close(&f->b);
 	ksm_destroy(&f->k);
 	if (f->fd >= 0)

@@ -164,7 +164,8 @@ static void vm_close(struct vm *vm)
 	if (books_check(vm->e, why, sizeof(why)))
 		die(why, 0);
 	if (vm->k->store)
-		uses_verify(&vm->k->uses, atomic_load(&vm->e->pages.in_state[PAGE_STORED]));
+		uses_verify(&vm->k->uses, atomic_load(&vm->e->pages.in_state[PAGE_STORED]) +
+					   atomic_load(&vm->e->pages.in_state[PAGE_SHARED]));
 	engine_destroy(&vm->e);
 	ksm_destroy(&vm->k);
 	swap_destroy(&vm->swap);

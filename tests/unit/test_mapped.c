@@ -178,6 +178,34 @@ Test(mapped, equal_run_costs_no_memory_and_no_fault)
 	map_close(&b);
 }
 
+/* What is mapped comes from the new one, whatever the old one had at its place. */
+Test(mapped, another_store_takes_the_place_of_one_that_nobody_uses)
+{
+	static struct box b;
+	uint8_t *place;
+	int old;
+
+	open_shared(&b, 100, 200);
+	cr_assert_eq(ram_discard(b.ram, gpa(100 * PAGE_BYTES), 200 * PAGE_BYTES), 0);
+	cr_assert_eq(all_uses(), 0);
+	memset(store_at(1), 0xEE, 200 * PAGE_BYTES);
+	place = store.base;
+	old = store.read_only;
+	close(store.fd);
+	make_store();
+	cr_assert_eq(mmap(place, STORE_PAGES << PAGE_SHIFT, PROT_READ | PROT_WRITE,
+			  MAP_SHARED | MAP_FIXED, store.fd, 0), place);
+	munmap(store.base, STORE_PAGES << PAGE_SHIFT);
+	store.base = place;
+	engine_renew_store(b.e, store.read_only);
+	close(old);
+	cr_assert_eq(share_first(&b, 400, 200), 200);
+	expect_state(&b, 400, 200, PAGE_SHARED);
+	for (uint64_t i = 400; i < 600; i++)
+		cr_assert(box_has(&b, i, 1), "page %lu", (unsigned long)i);
+	map_close(&b);
+}
+
 Test(mapped, write_is_the_guests_own_and_ends_the_use)
 {
 	static struct box b;
