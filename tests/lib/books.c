@@ -234,8 +234,20 @@ static bool counts_wrong(struct engine *e, char *why, size_t size)
 	return true;
 }
 
+/* What was read without the locks comes before what happens under them next. */
+static void settle(struct engine *e)
+{
+	for (uint64_t i = 0; i < e->pages.chunk_count; i++) {
+		pthread_mutex_lock(&e->pages.chunk[i].lock);
+		pthread_mutex_unlock(&e->pages.chunk[i].lock);
+	}
+}
+
 int books_check(struct engine *e, char *why, size_t size)
 {
-	return flags_wrong(e, why, size) || counts_wrong(e, why, size) ||
-	       pages_wrong(e, why, size) || maps_wrong(e, why, size) ? -1 : 0;
+	bool bad = flags_wrong(e, why, size) || counts_wrong(e, why, size) ||
+		   pages_wrong(e, why, size) || maps_wrong(e, why, size);
+
+	settle(e);
+	return bad ? -1 : 0;
 }
