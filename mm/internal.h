@@ -106,6 +106,7 @@ struct map {
 	_Atomic uint64_t vmas;
 	/* under `take` */
 	bool dirty;              /* the blank may have memory */
+	_Atomic bool news;       /* a page was broken off, or one is left to take back */
 	/* owned by the reclaimer */
 	uint64_t cursor;
 };

@@ -487,6 +487,7 @@ int map_take_back(struct engine *e, uint64_t index, uint64_t n)
 	if (e->host->ioctl(e->uffd, UFFDIO_UNREGISTER, &r) < 0) {
 		rc = -errno;
 		chunk_of(&e->pages, index)->torn = true; /* some of it, perhaps */
+		atomic_store(&e->map.news, true);
 		return rc;
 	}
 	rc = hold_writes(e, index, n);
@@ -494,6 +495,7 @@ int map_take_back(struct engine *e, uint64_t index, uint64_t n)
 		rc = take_held(e, index, n);
 	if (rc) {
 		e->map.dirty = true;
+		atomic_store(&e->map.news, true); /* again in the next round */
 		let_writes(e, index, n);
 		counter_inc(CTR_engine_map_errors);
 		return rc;
@@ -534,6 +536,7 @@ bool map_note(struct engine *e, uint64_t index, uint64_t categories)
 		page_set(&e->pages, index, PAGE_BROKEN, p->payload);
 		share_drop(e, p->payload);
 		counter_inc(CTR_engine_broken_off);
+		atomic_store(&e->map.news, true);
 	} else if (categories & PAGE_IS_WRITTEN) {
 		p->age = 0;
 	} else {
@@ -595,7 +598,8 @@ void map_round(struct engine *e, bool over)
 {
 	uint64_t least, done = 0;
 
-	if (!atomic_load(&e->pages.in_state[PAGE_BROKEN]))
+	if (!atomic_load(&e->pages.in_state[PAGE_BROKEN]) ||
+	    (!atomic_exchange(&e->map.news, false) && !over))
 		return;
 	least = map_least_run(e);
 	if (over && atomic_load(&e->map.vmas) < e->map.vmas_most / 2)
@@ -604,4 +608,6 @@ void map_round(struct engine *e, bool over)
 		done += tidy_chunk(e, e->map.cursor, least);
 		e->map.cursor = (e->map.cursor + 1) % e->pages.chunk_count;
 	}
+	if (done >= ROUND_PAGES)
+		atomic_store(&e->map.news, true);
 }

@@ -46,12 +46,17 @@ static void make_store(void)
 	memset(store.uses, 0, sizeof(store.uses));
 }
 
-static void map_open(struct box *b, struct engine_config cfg)
+static void map_open_huge(struct box *b, enum ram_huge huge, struct engine_config cfg)
 {
-	box_open(b, RAM_HUGE_NEVER, cfg);
+	box_open(b, huge, cfg);
 	make_store();
 	engine_set_store(b->e, &(struct mm_store){ .base = store.base, .pages = STORE_PAGES,
 						   .fd = store.read_only, .drop = store_drop });
+}
+
+static void map_open(struct box *b, struct engine_config cfg)
+{
+	map_open_huge(b, RAM_HUGE_NEVER, cfg);
 }
 
 static uint64_t in_state(struct box *b, enum page_state s)
@@ -384,6 +389,31 @@ Test(mapped, page_that_a_device_writes_is_not_taken_back)
 	ram_returned(b.ram, box_at(&b, 450), 3 * PAGE_BYTES);
 	cr_assert_eq(engine_unshare(b.e, set), 112);
 	cr_assert(box_has(&b, 420, 2));
+	map_close(&b);
+}
+
+Test(mapped, pages_of_huge_pages_are_mapped_too)
+{
+	static struct box b;
+	uint64_t set[STORE_PAGES / 64 + 1];
+
+	memset(set, 0xff, sizeof(set));
+	map_open_huge(&b, RAM_HUGE_ALWAYS, BOX_MANUAL);
+	fill(&b, 0, 1200);
+	cr_assert_eq(share_first(&b, 400, 300), 300);
+	expect_state(&b, 400, 300, PAGE_SHARED);
+	box_fill(&b, 500, 2);
+	cr_assert_eq(engine_unshare(b.e, set), 300);
+	cr_assert_eq(ram_discard(b.ram, gpa(0), 4 * HUGE_BYTES), 0);
+	for (uint64_t i = 0; i < 4 * CHUNK_PAGES; i++)
+		cr_assert_eq(box_at(&b, i)[7], 0);
+	fill(&b, 0, 1200);
+	cr_assert_eq(share_first(&b, 512, 512), 512);
+	for (uint64_t i = 0; i < 1200; i++)
+		cr_assert(box_has(&b, i, 1));
+	cr_assert_eq(ram_discard(b.ram, gpa(0), 4 * HUGE_BYTES), 0);
+	for (uint64_t i = 0; i < 4 * CHUNK_PAGES; i++)
+		cr_assert_eq(box_at(&b, i)[7], 0);
 	map_close(&b);
 }
 
