@@ -55,7 +55,7 @@ void memory_of(const json_t *status, struct memory *m)
 	json_u64(engine, "own_bytes", NULL, &m->own_bytes);
 	json_u64(engine, "disk_bytes", NULL, &disk);
 	json_u64(engine, "stored_bytes", NULL, &stored);
-	json_u64(engine, "shared_bytes", NULL, &m->shared_bytes);
+	json_u64(engine, "mapped_bytes", NULL, &m->shared_bytes);
 	m->shared_bytes += stored;
 	m->away_bytes = staged + filled + packed + disk + m->shared_bytes;
 	m->away_cost_bytes = staged + pool;

@@ -223,7 +223,7 @@ json_t *memory_json(const struct machine *m)
 	engine_stats(m->engine, &s);
 	swap_stats(m->swap, &pool);
 	return json_pack("{s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,"
-			 "s:I,s:I,s:I,s:I,s:I,s:o}",
+			 "s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:o}",
 			 "limit_bytes", (json_int_t)s.limit_bytes,
 			 "wanted_bytes", (json_int_t)s.wanted_bytes,
 			 "present_bytes", bytes_of(s.present_pages),
@@ -232,8 +232,11 @@ json_t *memory_json(const struct machine *m)
 			 "packed_bytes", bytes_of(s.packed_pages),
 			 "refined_bytes", bytes_of(pool.refined_pages),
 			 "stored_bytes", bytes_of(s.stored_pages),
-			 "shared_bytes", bytes_of(s.shared_pages),
+			 "mapped_bytes", bytes_of(s.shared_pages),
 			 "broken_bytes", bytes_of(s.broken_pages),
+			 "map_vmas", (json_int_t)s.map_vmas,
+			 "map_vmas_most", (json_int_t)s.map_vmas_most,
+			 "map_least_run", (json_int_t)s.map_least_run,
 			 "delta_bytes", bytes_of(pool.delta_pages),
 			 "delta_saved_bytes", (json_int_t)pool.delta_saved_bytes,
 			 "delta_orphan_bytes", (json_int_t)pool.orphan_bytes,
