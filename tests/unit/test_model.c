@@ -74,7 +74,7 @@ struct model {
 	uint8_t *store; /* page i + 1 is for page i */
 	int store_fd;
 	bool written[AREA]; /* since it was mapped */
-	int uses[AREA + 1];
+	_Atomic int uses[AREA + 1];
 	bool full;
 };
 
