@@ -82,14 +82,22 @@ static bool waits_for_brimd(const struct ksm *k)
 	return k->link != LINK_OPEN || k->question.count || k->release_turn || k->out_bytes;
 }
 
+/* A step made before it may go on would do nothing, which is not to be taken for the end. */
+static void wait_for_pace(const struct ksm *k)
+{
+	for (uint64_t now = now_ns(); now < k->rest_until_ns; now = now_ns())
+		usleep((useconds_t)((k->rest_until_ns - now) / 1000 + 1));
+}
+
 static void work_it_off(struct ksm *k)
 {
 	uint64_t before;
 
 	do {
+		wait_for_pace(k);
 		before = progress();
 		ksm_step(k, waits_for_brimd(k) ? ANSWER_MS : 0);
-	} while (waits_for_brimd(k) || k->rest_until_ns > now_ns() || progress() != before);
+	} while (waits_for_brimd(k) || progress() != before);
 }
 
 static void pass_vm(struct share_vm *vm)
