@@ -5,6 +5,7 @@
 
 #include <dirent.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -33,8 +34,12 @@ void sharevm_init(struct sharevm *v, struct share_host *h, int pid, unsigned uid
 
 void sharevm_init_real(struct sharevm *v, struct share_host *h, unsigned uid)
 {
-	pid_t pid = fork();
+	int closed[2];
+	pid_t pid;
+	char none;
 
+	VERIFY(pipe2(closed, O_CLOEXEC) == 0);
+	pid = fork();
 	if (pid == 0) {
 		prctl(PR_SET_PDEATHSIG, SIGKILL);
 		close_range(3, ~0u, 0);
@@ -42,6 +47,11 @@ void sharevm_init_real(struct sharevm *v, struct share_host *h, unsigned uid)
 			pause();
 	}
 	VERIFY(pid > 0);
+	/* Until it has closed all: other VMs' connections are among them, and do not end
+	 * before. */
+	close(closed[1]);
+	VERIFY(read(closed[0], &none, 1) == 0);
+	close(closed[0]);
 	sharevm_init(v, h, pid, uid);
 	v->child = pid;
 	close(v->end_fd);
