@@ -16,7 +16,7 @@ struct cell {
 struct crowd {
 	/* fixed */
 	struct swap *s;
-	unsigned owners;
+	unsigned owners, readers;
 	void (*make)(struct page *, uint64_t seed);
 	unsigned drop_one_in; /* visits, in runs of 64 */
 
@@ -112,19 +112,35 @@ static inline void crowd_put(struct crowd *w, unsigned owner, uint64_t seed)
 	pthread_mutex_unlock(&c->lock);
 }
 
-#define CROWD_READERS 3
+static inline void crowd_put_all(struct crowd *w, uint64_t *random)
+{
+	for (unsigned i = 0; i < w->owners; i++)
+		crowd_put(w, i, mix(random));
+}
+
+/* Some that are next to one another. */
+static inline void crowd_put_some(struct crowd *w, uint64_t *random)
+{
+	unsigned first = (unsigned)(mix(random) % w->owners);
+
+	for (unsigned i = 0; i < 64; i++)
+		crowd_put(w, (first + i) % w->owners, mix(random));
+}
+
+#define CROWD_READERS_MAX 8
 
 /* Readers visit while `put` runs in this thread; then all is dropped. */
 static inline void crowd_run(struct crowd *w, void (*put)(struct crowd *, uint64_t until_ns))
 {
 	uint64_t seconds = env_number("BRIM_SWAP_SECONDS", 3);
-	pthread_t readers[CROWD_READERS];
+	pthread_t readers[CROWD_READERS_MAX];
 
-	for (unsigned i = 0; i < CROWD_READERS; i++)
+	cr_assert(w->readers && w->readers <= ARRAY_LEN(readers));
+	for (unsigned i = 0; i < w->readers; i++)
 		cr_assert_eq(pthread_create(&readers[i], NULL, crowd_reader, w), 0);
 	put(w, now_ns() + seconds * 1000000000u);
 	w->stop = true;
-	for (unsigned i = 0; i < CROWD_READERS; i++)
+	for (unsigned i = 0; i < w->readers; i++)
 		pthread_join(readers[i], NULL);
 	fprintf(stderr, "%" PRIu64 " gets, %" PRIu64 " drops, %" PRIu64 " moves, %" PRIu64
 		" refused\n", w->gets, w->drops, w->moved, w->refused);

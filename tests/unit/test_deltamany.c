@@ -18,16 +18,8 @@ static void random_op(uint64_t *random)
 		sh->refuse_one_in = mix(random) % 2 ? 0 : 7;
 		sh->refuse_then_drop = mix(random) % 2;
 		(void)swap_clean(sh->s, (unsigned)(mix(random) % 40), mix(random) % (4 * MiB));
-	} else if (sh->ref[owner].v) {
-		check(owner);
-		if (what < 60)
-			drop(owner);
 	} else {
-		int rc;
-
-		any_page(&sh->page[owner], mix(random));
-		rc = put(owner);
-		cr_assert(!rc || rc == -E2BIG || rc == -ENOSPC);
+		visit(owner, what < 60, any_page, mix(random));
 	}
 }
 
@@ -58,13 +50,9 @@ static void crowd_reclaim(struct crowd *w, uint64_t until_ns)
 {
 	uint64_t random = seed_of_run();
 
-	for (unsigned i = 0; i < OWNERS; i++)
-		crowd_put(w, i, mix(&random));
+	crowd_put_all(w, &random);
 	while (now_ns() < until_ns || !w->moved) { /* a busy machine takes longer */
-		unsigned first = (unsigned)(mix(&random) % OWNERS);
-
-		for (unsigned i = 0; i < 64; i++)
-			crowd_put(w, (first + i) % OWNERS, mix(&random));
+		crowd_put_some(w, &random);
 		if (mix(&random) % 2 == 0)
 			swap_clean(w->s, mix(&random) % 10, mix(&random) % MiB);
 	}
@@ -73,7 +61,7 @@ static void crowd_reclaim(struct crowd *w, uint64_t until_ns)
 Test(delta, delta_many_threads_content_and_books_right)
 {
 	uint64_t orphans = counter_get(CTR_swap_orphans), deltas = counter_get(CTR_swap_delta_puts);
-	struct crowd w = { .owners = OWNERS, .make = any_page, .drop_one_in = 3 };
+	struct crowd w = { .owners = OWNERS, .readers = 3, .make = any_page, .drop_one_in = 3 };
 	struct swap_config cfg = { .max_pages = OWNERS, .cap_bytes = CAP, .move = crowd_moved,
 				   .move_ctx = &w, .delta = SWAP_DELTA_FAST };
 	struct swap_stats st;

@@ -3,299 +3,11 @@
  * I1; refine.c I1), whatever is dropped, moved, damaged or refused meanwhile; refining that
  * does not go well changes nothing (I2); the cap holds and the books add up.
  *
- * Seeds are printed; BRIM_SEED=N repeats a run, BRIM_SWAP_OPS and BRIM_SWAP_SECONDS make
- * the random and the concurrent test longer.
+ * The seed is printed; BRIM_SEED=N repeats a run.
  */
-#include <criterion/criterion.h>
-#include <errno.h>
-#include <inttypes.h>
-#include <pthread.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/mman.h>
 #include <unistd.h>
 
-#include "mm/swap/internal.h"
-
-#define PAGES 16384u
-#define CAP SWAP_REFINE_CAP_MIN_BYTES
-#define ALL UINT64_MAX
-
-/* ---- pages ----------------------------------------------------------------------- */
-
-struct page { _Alignas(64) uint8_t b[PAGE_BYTES]; };
-
-static uint64_t mix(uint64_t *state)
-{
-	uint64_t z = (*state += 0x9e3779b97f4a7c15u);
-
-	z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
-	z = (z ^ z >> 27) * 0x94d049bb133111ebu;
-	return z ^ z >> 31;
-}
-
-/* n bytes of eight letters, then one letter: LZ4 takes some n bytes, zstd half. */
-static void text(struct page *page, uint64_t seed, size_t n)
-{
-	uint64_t state = seed;
-
-	memset(page->b, (int)(seed % 200 + 1), sizeof(page->b));
-	for (size_t i = 0; i < n; i++)
-		page->b[i] = "etaoinsh"[mix(&state) % 8];
-}
-
-/* n bytes that nothing packs, then one letter. */
-static void noise(struct page *page, uint64_t seed, size_t n)
-{
-	uint64_t state = seed;
-
-	memset(page->b, (int)(seed % 200 + 1), sizeof(page->b));
-	for (size_t i = 0; i + 8 <= n; i += 8) {
-		uint64_t v = mix(&state);
-
-		memcpy(page->b + i, &v, sizeof(v));
-	}
-}
-
-/* The text of its family, with some words of its own. */
-static void relative(struct page *page, uint64_t family, uint64_t member)
-{
-	uint64_t state = member * 1000003 + family;
-
-	text(page, 7000 + family, 2800);
-	for (uint64_t n = member % 12 * 24; n > 0; n--)
-		page->b[mix(&state) % 1200] = "etaoinsh"[mix(&state) % 8];
-}
-
-static void any_page(struct page *page, uint64_t seed)
-{
-	uint64_t state = seed, kind = seed % 16;
-
-	if (kind == 0)
-		memset(page->b, (int)(seed % 3), sizeof(page->b));
-	else if (kind < 3)
-		noise(page, seed, mix(&state) % PAGE_BYTES);
-	else if (kind < 9)
-		text(page, seed, 100 + mix(&state) % 3200);
-	else
-		relative(page, mix(&state) % 200, mix(&state));
-}
-
-static bool same(const struct page *a, const struct page *b)
-{
-	return memcmp(a->b, b->b, sizeof(a->b)) == 0;
-}
-
-/* ---- a host that fails on request -------------------------------------------------- */
-
-static _Atomic unsigned calls;
-static unsigned fail_at; /* 0: never; the first call is 1 */
-
-static bool call_fails(void)
-{
-	if (++calls != fail_at)
-		return false;
-	errno = EAGAIN;
-	return true;
-}
-
-static void *host_mmap(void *addr, size_t len, int prot, int flags, int fd, int64_t off)
-{
-	return call_fails() ? MAP_FAILED : mmap(addr, len, prot, flags, fd, off);
-}
-
-static int host_munmap(void *addr, size_t len)
-{
-	return call_fails() ? -1 : munmap(addr, len);
-}
-
-static int host_madvise(void *addr, size_t len, int advice)
-{
-	return call_fails() ? -1 : madvise(addr, len, advice);
-}
-
-static const struct mm_host host = {
-	.mmap = host_mmap, .munmap = host_munmap, .madvise = host_madvise,
-};
-
-/* ---- a swap with a shadow ------------------------------------------------------------ */
-
-struct shadow {
-	struct swap *s;
-	swap_ref_t ref[PAGES]; /* 0: not in it */
-	struct page *page;     /* [PAGES] what was put */
-	unsigned refuse_one_in;
-	bool drop_then_refuse;
-	uint64_t random;
-	unsigned moves, refused;
-};
-
-static struct shadow *sh;
-
-static struct swap_stats stats(void)
-{
-	struct swap_stats st;
-
-	swap_stats(sh->s, &st);
-	cr_assert(!sh->s->cfg.cap_bytes || st.held_bytes <= sh->s->cfg.cap_bytes);
-	return st;
-}
-
-static bool moved(void *ctx, uint64_t owner, swap_ref_t from, swap_ref_t to)
-{
-	struct shadow *w = ctx;
-
-	cr_assert_lt(owner, PAGES);
-	cr_assert_eq(w->ref[owner].v, from.v);
-	if (w->refuse_one_in && mix(&w->random) % w->refuse_one_in == 0) {
-		w->refused++;
-		if (w->drop_then_refuse) {
-			swap_drop(w->s, from);
-			w->ref[owner].v = 0;
-		}
-		return false;
-	}
-	w->ref[owner] = to;
-	w->moves++;
-	return true;
-}
-
-static int try_begin(struct swap_config cfg)
-{
-	struct err e = { "" };
-	int rc;
-
-	sh = calloc(1, sizeof(*sh));
-	cr_assert_not_null(sh);
-	sh->page = calloc(PAGES, sizeof(*sh->page));
-	cr_assert_not_null(sh->page);
-	cfg.max_pages = PAGES;
-	cfg.move = moved;
-	cfg.move_ctx = sh;
-	rc = swap_create(&sh->s, &cfg, &e);
-	cr_assert_eq(rc == 0, e.msg[0] == '\0', "%s", e.msg);
-	return rc;
-}
-
-static void begin(enum swap_delta delta)
-{
-	cr_assert_eq(try_begin((struct swap_config){ .cap_bytes = CAP, .delta = delta }), 0);
-	cr_assert_not_null(sh->s->refine, "refining is the default");
-}
-
-static void end_unverified(void)
-{
-	swap_destroy(&sh->s);
-	free(sh->page);
-	free(sh);
-	sh = NULL;
-}
-
-static void end(void)
-{
-	swap_verify(sh->s);
-	end_unverified();
-}
-
-/* Puts what is at sh->page[owner]. */
-static int put(unsigned owner)
-{
-	swap_ref_t ref = { 0 };
-	int rc = swap_put(sh->s, owner, &sh->page[owner], &ref);
-
-	sh->ref[owner] = ref;
-	(void)stats();
-	return rc;
-}
-
-static void put_text(unsigned owner, size_t n)
-{
-	text(&sh->page[owner], owner, n);
-	cr_assert_eq(put(owner), 0);
-}
-
-/* Closes the segment that is open: only closed ones are refined. */
-static void close_open(void)
-{
-	pool_close_all(&sh->s->pool);
-}
-
-static void refine_all(void)
-{
-	close_open();
-	while (swap_refine(sh->s, ALL))
-		;
-	(void)stats();
-}
-
-static void check(unsigned owner)
-{
-	struct page got;
-
-	memset(&got, 0xee, sizeof(got));
-	cr_assert_eq(swap_get(sh->s, sh->ref[owner], owner, &got), 0, "page %u", owner);
-	cr_assert(same(&sh->page[owner], &got), "page %u", owner);
-}
-
-static void check_all(void)
-{
-	struct swap_stats st = stats();
-	uint64_t pages = 0;
-
-	for (unsigned i = 0; i < PAGES; i++) {
-		if (!sh->ref[i].v)
-			continue;
-		check(i);
-		pages++;
-	}
-	cr_assert_eq(pages, st.filled_pages + st.packed_pages + st.disk_pages);
-	swap_verify(sh->s);
-}
-
-static void drop(unsigned owner)
-{
-	swap_drop(sh->s, sh->ref[owner]);
-	sh->ref[owner].v = 0;
-}
-
-static void drop_all_and_check_empty(void)
-{
-	struct swap_stats st;
-
-	for (unsigned i = 0; i < PAGES; i++)
-		if (sh->ref[i].v)
-			drop(i);
-	while (swap_clean(sh->s, 0, ALL) > 0)
-		;
-	swap_verify(sh->s);
-	st = stats();
-	cr_assert_eq(st.packed_pages + st.packed_bytes + st.filled_pages + st.refined_pages, 0);
-	cr_assert_eq(st.delta_pages + st.delta_saved_bytes + st.orphan_bytes, 0);
-}
-
-static struct packed object_of(unsigned owner)
-{
-	struct packed k;
-
-	cr_assert_eq(pool_find(&sh->s->pool, sh->ref[owner], &k), 0);
-	return k;
-}
-
-static uint64_t env_number(const char *name, uint64_t otherwise)
-{
-	const char *v = getenv(name);
-
-	return v ? strtoull(v, NULL, 0) : otherwise;
-}
-
-static uint64_t seed_of_run(void)
-{
-	uint64_t seed = env_number("BRIM_SEED", now_ns());
-
-	fprintf(stderr, "test_refine: BRIM_SEED=%" PRIu64 "\n", seed);
-	return seed;
-}
+#include "tests/unit/refinebox.h"
 
 /* ---- one object, one segment ----------------------------------------------------------- */
 
@@ -339,7 +51,7 @@ Test(refine, refine_little_gain_left_as_it_is)
 
 	begin(SWAP_DELTA_OFF);
 	for (unsigned i = 0; i < 50; i++) {
-		noise(&sh->page[i], i, 2400);
+		packable(&sh->page[i], i, 2400);
 		cr_assert_eq(put(i), 0);
 	}
 	refine_all();
@@ -423,7 +135,7 @@ Test(refine, refine_switched_off_or_small_cap_none)
 	struct swap_config bad = { .refine = SWAP_REFINE_ON + 1 };
 
 	for (unsigned i = 0; i < ARRAY_LEN(off); i++) {
-		cr_assert_eq(try_begin(off[i]), 0);
+		cr_assert_eq(begin_with(off[i]), 0);
 		cr_assert_null(sh->s->refine);
 		put_text(0, 2400);
 		refine_all();
@@ -432,7 +144,7 @@ Test(refine, refine_switched_off_or_small_cap_none)
 		check_all();
 		end();
 	}
-	cr_assert_eq(try_begin(bad), -EINVAL);
+	cr_assert_eq(begin_with(bad), -EINVAL);
 	end_unverified();
 }
 
@@ -539,14 +251,14 @@ Test(refine, refine_base_like_a_dictionary_comes_back)
 
 Test(refine, refine_owner_refuses_nothing_changes)
 {
-	for (int drops = 0; drops < 2; drops++) {
+	for (int later = 0; later < 2; later++) {
 		begin(SWAP_DELTA_FAST);
 		for (unsigned i = 0; i < 2000; i++) {
 			any_page(&sh->page[i], i * 16 + i % 16);
 			(void)put(i);
 		}
 		sh->refuse_one_in = 3;
-		sh->drop_then_refuse = drops;
+		sh->refuse_then_drop = later;
 		refine_all();
 		cr_assert(sh->moves > 200 && sh->refused > 100);
 		cr_assert_gt(stats().refined_pages, 100);
@@ -563,6 +275,7 @@ Test(refine, refine_all_refused_asked_once)
 	for (unsigned i = 0; i < 300; i++)
 		put_text(i, 2400);
 	sh->refuse_one_in = 1;
+	sh->refuse_then_drop = true;
 	refine_all();
 	cr_assert_eq(sh->refused, 300);
 	cr_assert_eq(stats().refined_pages, 0);
@@ -800,7 +513,7 @@ Test(refine, refine_young_pages_wait_and_time_is_bounded)
 {
 	uint64_t cpu = counter_get(CTR_swap_refine_cpu_ns), began, took;
 
-	cr_assert_eq(try_begin((struct swap_config){ .delta = SWAP_DELTA_OFF,
+	cr_assert_eq(begin_with((struct swap_config){ .delta = SWAP_DELTA_OFF,
 						     .refine_age_ns = 600000000 }), 0);
 	for (unsigned i = 0; i < PAGES; i++)
 		put_text(i, 2400);
@@ -830,12 +543,12 @@ static void on_disk(bool encrypt)
 
 	cr_assert_not_null(mkdtemp(dir));
 	snprintf(path, sizeof(path), "%s/swap", dir);
-	cr_assert_eq(try_begin((struct swap_config){ .cap_bytes = CAP, .disk = &disk }), 0);
+	cr_assert_eq(begin_with((struct swap_config){ .cap_bytes = CAP, .disk = &disk }), 0);
 	for (unsigned i = 0; i < 3000; i++) {
 		if (i % 10)
 			text(&sh->page[i], i, 2400);
 		else
-			noise(&sh->page[i], i, PAGE_BYTES);
+			packable(&sh->page[i], i, PAGE_BYTES);
 		cr_assert_eq(put(i), 0);
 	}
 	for (unsigned i = 0; i < 40; i++)
@@ -866,9 +579,10 @@ Test(refine, refine_spilled_to_disk_comes_back)
 
 Test(refine, refine_each_host_call_failing_error_or_nothing_lost)
 {
+	fail_error = EAGAIN;
 	for (fail_at = 1;; fail_at++) {
 		calls = 0;
-		if (try_begin((struct swap_config){ .cap_bytes = CAP, .host = &host })) {
+		if (begin_with((struct swap_config){ .cap_bytes = CAP, .host = &host })) {
 			end_unverified();
 			continue;
 		}
@@ -884,203 +598,4 @@ Test(refine, refine_each_host_call_failing_error_or_nothing_lost)
 	}
 	cr_assert_gt(fail_at, 8);
 	fail_at = 0;
-}
-
-/* ---- random operations against a reference ----------------------------------------------------------------- */
-
-static void random_op(uint64_t *random)
-{
-	unsigned owner = (unsigned)(mix(random) % PAGES);
-	uint64_t what = mix(random) % 200;
-
-	if (what < 6) {
-		sh->refuse_one_in = mix(random) % 2 ? 0 : 7;
-		sh->drop_then_refuse = mix(random) % 2;
-		if (what < 2)
-			(void)swap_clean(sh->s, (unsigned)(mix(random) % 40), mix(random) % MiB);
-		else
-			(void)swap_refine(sh->s, mix(random) % (256 * KiB));
-	} else if (sh->ref[owner].v) {
-		check(owner);
-		if (what < 100)
-			drop(owner);
-	} else {
-		int rc;
-
-		any_page(&sh->page[owner], mix(random));
-		rc = put(owner);
-		cr_assert(!rc || rc == -E2BIG || rc == -ENOSPC);
-	}
-}
-
-Test(refine, refine_random_operations_match_reference)
-{
-	uint64_t random = seed_of_run(), ops = env_number("BRIM_SWAP_OPS", 60000);
-	uint64_t refined = counter_get(CTR_swap_refined);
-
-	begin(random % 2 ? SWAP_DELTA_FAST : SWAP_DELTA_OFF);
-	sh->random = random;
-	for (uint64_t i = 0; i < ops; i++) {
-		random_op(&random);
-		if (i % 8192 == 0)
-			check_all();
-	}
-	cr_assert_gt(counter_get(CTR_swap_refined), refined + 1000);
-	check_all();
-	drop_all_and_check_empty();
-	end();
-}
-
-/* ---- many threads --------------------------------------------------------------------------------------------- */
-
-#define OWNERS 4096u
-#define READERS 6u /* more than there are decoders */
-
-struct cell {
-	pthread_mutex_t lock;
-	swap_ref_t ref;
-	uint64_t seed;
-};
-
-struct crowd {
-	struct swap *s;
-	struct cell cells[OWNERS];
-	_Atomic bool stop;
-	_Atomic uint64_t wrong, gets, drops, moved, refused;
-};
-
-static bool crowd_moved(void *ctx, uint64_t owner, swap_ref_t from, swap_ref_t to)
-{
-	struct crowd *w = ctx;
-	struct cell *c = &w->cells[owner];
-	bool ours;
-
-	pthread_mutex_lock(&c->lock);
-	ours = c->ref.v == from.v;
-	if (ours)
-		c->ref = to;
-	pthread_mutex_unlock(&c->lock);
-	w->moved += ours;
-	w->refused += !ours;
-	return ours;
-}
-
-static void crowd_visit(struct crowd *w, unsigned owner, bool drops)
-{
-	struct cell *c = &w->cells[owner];
-	struct page want, got;
-
-	pthread_mutex_lock(&c->lock);
-	if (c->ref.v) {
-		any_page(&want, c->seed);
-		if (swap_get(w->s, c->ref, owner, &got) || !same(&want, &got))
-			w->wrong++;
-		w->gets++;
-	}
-	if (c->ref.v && drops) {
-		swap_drop(w->s, c->ref);
-		c->ref.v = 0;
-		w->drops++;
-	}
-	pthread_mutex_unlock(&c->lock);
-}
-
-static void *crowd_reader(void *arg)
-{
-	struct crowd *w = arg;
-	uint64_t random = (uintptr_t)&random;
-
-	while (!w->stop) {
-		unsigned first = (unsigned)(mix(&random) % OWNERS);
-		bool drops = mix(&random) % 3 == 0;
-
-		for (unsigned i = 0; i < 64; i++)
-			crowd_visit(w, (first + i) % OWNERS, drops);
-	}
-	return NULL;
-}
-
-static void crowd_put(struct crowd *w, unsigned owner, uint64_t seed)
-{
-	struct cell *c = &w->cells[owner];
-	struct page page;
-	swap_ref_t ref;
-	bool taken;
-	int rc;
-
-	pthread_mutex_lock(&c->lock);
-	taken = c->ref.v != 0;
-	pthread_mutex_unlock(&c->lock);
-	if (taken)
-		return;
-	any_page(&page, seed);
-	rc = swap_put(w->s, owner, &page, &ref);
-	cr_assert(rc == 0 || rc == -E2BIG || rc == -ENOSPC);
-	if (rc)
-		return;
-	pthread_mutex_lock(&c->lock);
-	c->seed = seed;
-	c->ref = ref;
-	pthread_mutex_unlock(&c->lock);
-}
-
-static void crowd_reclaim(struct crowd *w, uint64_t until_ns)
-{
-	uint64_t random = seed_of_run(), refined = counter_get(CTR_swap_refined) + 200;
-
-	for (unsigned i = 0; i < OWNERS; i++)
-		crowd_put(w, i, mix(&random));
-	/* a busy machine takes longer */
-	while (now_ns() < until_ns || !w->refused || counter_get(CTR_swap_refined) < refined) {
-		unsigned first = (unsigned)(mix(&random) % OWNERS);
-
-		for (unsigned i = 0; i < 64; i++)
-			crowd_put(w, (first + i) % OWNERS, mix(&random));
-		(void)swap_refine(w->s, mix(&random) % (512 * KiB));
-		if (mix(&random) % 4 == 0)
-			swap_clean(w->s, mix(&random) % 10, mix(&random) % MiB);
-	}
-}
-
-static void crowd_run(struct crowd *w, uint64_t seconds)
-{
-	pthread_t readers[READERS];
-
-	for (unsigned i = 0; i < OWNERS; i++)
-		pthread_mutex_init(&w->cells[i].lock, NULL);
-	for (unsigned i = 0; i < READERS; i++)
-		cr_assert_eq(pthread_create(&readers[i], NULL, crowd_reader, w), 0);
-	crowd_reclaim(w, now_ns() + seconds * 1000000000u);
-	w->stop = true;
-	for (unsigned i = 0; i < READERS; i++)
-		pthread_join(readers[i], NULL);
-}
-
-Test(refine, refine_many_threads_content_and_books_right)
-{
-	uint64_t refined = counter_get(CTR_swap_refined);
-	struct crowd *w = calloc(1, sizeof(*w));
-	struct swap_config cfg = { .max_pages = OWNERS, .cap_bytes = CAP, .move = crowd_moved,
-				   .move_ctx = w, .delta = SWAP_DELTA_FAST };
-	struct swap_stats st;
-
-	cr_assert_eq(swap_create(&w->s, &cfg, NULL), 0);
-	crowd_run(w, env_number("BRIM_SWAP_SECONDS", 3));
-	refined = counter_get(CTR_swap_refined) - refined;
-	fprintf(stderr, "test_refine: %" PRIu64 " gets, %" PRIu64 " drops, %" PRIu64 " moves, %"
-		PRIu64 " refused, %" PRIu64 " refined\n", w->gets, w->drops, w->moved, w->refused,
-		refined);
-	swap_verify(w->s);
-	for (unsigned i = 0; i < OWNERS; i++)
-		crowd_visit(w, i, true);
-	cr_assert_eq(w->wrong, 0);
-	cr_assert(w->gets > 100 && w->moved > 0 && refined > 100);
-	while (swap_clean(w->s, 0, ALL) > 0)
-		;
-	swap_verify(w->s);
-	swap_stats(w->s, &st);
-	cr_assert_eq(st.held_bytes, st.table_bytes);
-	cr_assert_eq(st.refined_pages + st.orphan_bytes + st.delta_pages, 0);
-	swap_destroy(&w->s);
-	free(w);
 }

@@ -1042,10 +1042,7 @@ static void crowd_reclaim(struct crowd *w, uint64_t until_ns)
 	struct swap_stats st;
 
 	while (now_ns() < until_ns) {
-		unsigned first = (unsigned)(mix(&random) % OWNERS);
-
-		for (unsigned i = 0; i < 64; i++)
-			crowd_put(w, (first + i) % OWNERS, mix(&random));
+		crowd_put_some(w, &random);
 		if (mix(&random) % 4 == 0)
 			swap_clean(w->s, mix(&random) % 30, mix(&random) % MiB);
 		swap_stats(w->s, &st);
@@ -1055,7 +1052,7 @@ static void crowd_reclaim(struct crowd *w, uint64_t until_ns)
 
 Test(swap, swap_many_threads_content_and_books_right)
 {
-	struct crowd w = { .owners = OWNERS, .make = any_page, .drop_one_in = 2 };
+	struct crowd w = { .owners = OWNERS, .readers = 3, .make = any_page, .drop_one_in = 2 };
 	struct swap_config cfg = { .max_pages = OWNERS, .cap_bytes = 3 * MiB,
 				   .move = crowd_moved, .move_ctx = &w };
 	struct swap_stats st;
