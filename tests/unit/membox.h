@@ -150,6 +150,17 @@ static inline void box_settle(struct box *b)
 	}
 }
 
+static inline struct page box_entry(struct box *b, uint64_t index)
+{
+	struct chunk *c = chunk_of(&b->e->pages, index);
+	struct page p;
+
+	pthread_mutex_lock(&c->lock); /* a fault's end may still be writing */
+	p = b->e->pages.page[index];
+	pthread_mutex_unlock(&c->lock);
+	return p;
+}
+
 static inline void box_check_books(struct box *b)
 {
 	char why[200];

@@ -6,30 +6,10 @@
  *   BRIM_SEED         the stress test's seed (printed)
  *   BRIM_STRESS_S     its length in seconds (default 3)
  */
-#include "tests/unit/membox.h"
+#include "tests/unit/everycall.h"
+#include "tests/unit/stress.h"
 
-#include <pthread.h>
-#include <sys/wait.h>
-#include <unistd.h>
-
-/* ---- a host whose calls fail ---------------------------------------------------- */
-
-/* The call of the engine's table that fails: counts down, fails at 0 and from then
- * on for as long as `fail_len` says. */
-static _Atomic long fail_at = -1;
-static _Atomic int fail_errno = ENOMEM;
-
-static bool fails(void)
-{
-	long n = fail_at;
-
-	while (n >= 0 && !atomic_compare_exchange_weak(&fail_at, &n, n - 1))
-		;
-	if (n != 0)
-		return false;
-	errno = fail_errno;
-	return true;
-}
+/* ---- a host that denies what it did ------------------------------------------------ */
 
 /* Every so many moves are done, and then denied, as Linux 6.18 does now and then. */
 static _Atomic int deny_every;
@@ -49,43 +29,11 @@ static int denying_move(int fd, void *arg)
 	return rc;
 }
 
-static int64_t failing_pread(int fd, void *buf, size_t len, int64_t off)
-{
-	return fails() ? -1 : mm_host_linux.pread(fd, buf, len, off);
-}
-
-static int failing_ioctl(int fd, unsigned long request, void *arg)
+static int denying_ioctl(int fd, unsigned long request, void *arg)
 {
 	if (request == UFFDIO_MOVE && deny_every)
 		return denying_move(fd, arg);
-	if (fails()) {
-		if (request == UFFDIO_COPY)
-			((struct uffdio_copy *)arg)->copy = -fail_errno;
-		if (request == UFFDIO_MOVE)
-			((struct uffdio_move *)arg)->move = -fail_errno;
-		return -1;
-	}
-	return mm_host_linux.ioctl(fd, request, arg);
-}
-
-static int failing_madvise(void *addr, size_t len, int advice)
-{
-	return fails() ? -1 : mm_host_linux.madvise(addr, len, advice);
-}
-
-static void *failing_mmap(void *addr, size_t len, int prot, int flags, int fd, int64_t off)
-{
-	return fails() ? (void *)-1 : mm_host_linux.mmap(addr, len, prot, flags, fd, off);
-}
-
-static int failing_userfaultfd(int flags)
-{
-	return fails() ? -1 : mm_host_linux.userfaultfd(flags);
-}
-
-static int failing_pagemap(void)
-{
-	return fails() ? -1 : mm_host_linux.pagemap();
+	return failing_ioctl(fd, request, arg);
 }
 
 static const struct swap_disk_config *swap_disk; /* NULL: none */
@@ -101,20 +49,15 @@ static void use_swap(struct box *b, uint64_t cap_bytes)
 	b->tier = swap_disk ? &swap_tier_disk : &swap_tier;
 }
 
-static void use_failing_host(struct box *b)
+static void use_host(struct box *b)
 {
-	b->host = mm_host_linux;
-	b->host.ioctl = failing_ioctl;
-	b->host.madvise = failing_madvise;
-	b->host.mmap = failing_mmap;
-	b->host.userfaultfd = failing_userfaultfd;
-	b->host.pagemap = failing_pagemap;
-	b->host.pread = failing_pread;
+	use_failing_host(b);
+	b->host.ioctl = denying_ioctl;
 }
 
 static void open_box(struct box *b)
 {
-	use_failing_host(b);
+	use_host(b);
 	box_open(b, RAM_HUGE_NEVER, BOX_MANUAL);
 }
 
@@ -128,17 +71,6 @@ static void check_first(struct box *b, uint64_t n)
 {
 	for (uint64_t i = 0; i < n; i++)
 		cr_assert(box_has(b, i, 1), "page %lu", (unsigned long)i);
-}
-
-static struct page entry(struct box *b, uint64_t index)
-{
-	struct chunk *c = chunk_of(&b->e->pages, index);
-	struct page p;
-
-	pthread_mutex_lock(&c->lock);
-	p = b->e->pages.page[index];
-	pthread_mutex_unlock(&c->lock);
-	return p;
 }
 
 static struct engine_stats stats(struct box *b)
@@ -218,7 +150,7 @@ Test(engine, written_pages_stay_while_colder_ones_go)
 	cr_assert_eq(stats(&b).age_pages[3], 512);
 	box_push_out(&b, 512);
 	for (uint64_t i = 0; i < 1024; i++)
-		cr_assert_eq(entry(&b, i).state == PAGE_GUEST, i < 512, "page %lu",
+		cr_assert_eq(box_entry(&b, i).state == PAGE_GUEST, i < 512, "page %lu",
 			     (unsigned long)i);
 	check_first(&b, 1024);
 	box_close(&b);
@@ -250,12 +182,12 @@ Test(engine, incompressible_page_goes_home_and_is_left_alone_until_written)
 	w[0] = BOX_HARD;
 	w[1] = 42;
 	box_push_out(&b, 1);
-	cr_assert_eq(entry(&b, 3).state, PAGE_GUEST);
-	cr_assert(entry(&b, 3).hard);
+	cr_assert_eq(box_entry(&b, 3).state, PAGE_GUEST);
+	cr_assert(box_entry(&b, 3).hard);
 	cr_assert_eq(w[1], 42);
 	engine_pass(b.e); /* our own putting back is not a write of the guest's */
 	engine_pass(b.e);
-	cr_assert(entry(&b, 3).hard);
+	cr_assert(box_entry(&b, 3).hard);
 	w[0] = 1;
 	box_push_out(&b, 1);
 	cr_assert_eq(stats(&b).packed_pages, 1);
@@ -531,7 +463,7 @@ Test(engine, damaged_page_ends_the_vm_by_name_and_nothing_else)
 	fault_serve(s, 7);
 	fault_server_destroy(&s);
 	cr_assert_eq(b.fatal, 1);
-	cr_assert_eq(entry(&b, 7).state, PAGE_PACKED, "it must stay missing");
+	cr_assert_eq(box_entry(&b, 7).state, PAGE_PACKED, "it must stay missing");
 	b.damaged = 0;
 	b.fatal = 0;
 	check_first(&b, 64);
@@ -625,13 +557,6 @@ Test(engine, transitions_are_the_table_and_no_others)
 
 /* ---- every call fails once -------------------------------------------------------- */
 
-enum outcome { ALL_RIGHT, NONE_LEFT, REFUSED, ENDED, WRONG, OUTCOMES };
-
-static void end_here(void *ctx, const char *why)
-{
-	_exit(why[0] ? ENDED : WRONG);
-}
-
 static bool first_are(struct box *b, uint64_t from, uint64_t to)
 {
 	while (from < to && box_has(b, from, 1))
@@ -648,10 +573,10 @@ static enum outcome scenario(long n, int error)
 
 	fail_errno = error;
 	fail_at = n;
-	use_failing_host(&b);
+	use_host(&b);
 	if (box_try_open(&b, RAM_HUGE_NEVER, BOX_MANUAL, &err))
 		return REFUSED;
-	b.e->fatal = end_here; /* as a VM: the toucher of a lost page never goes on */
+	b.e->fatal = end_here;
 	fill_first(&b, 256);
 	box_push_out(&b, 200);
 	if (!first_are(&b, 0, 64))
@@ -667,22 +592,6 @@ static enum outcome scenario(long n, int error)
 	return fail_at >= 0 ? NONE_LEFT : ALL_RIGHT;
 }
 
-static enum outcome scenario_in_child(long n, int error)
-{
-	pid_t child = fork();
-	int status;
-
-	if (child == 0)
-		_exit(scenario(n, error));
-	cr_assert_eq(waitpid(child, &status, 0), child);
-	cr_assert(WIFEXITED(status), "call %ld, errno %d: died of signal %d", n, error,
-		  WTERMSIG(status));
-	return WEXITSTATUS(status);
-}
-
-/* Call 0 fails, then call 1, ... until a whole run has none left to fail.  Either an
- * error was returned at the start, or every page is as it was, or the VM was ended
- * by name.  Never a third outcome. */
 Test(engine, every_call_may_fail_once)
 {
 	static const int errors[] = { ENOMEM, EAGAIN, EBUSY, EEXIST };
@@ -691,33 +600,13 @@ Test(engine, every_call_may_fail_once)
 
 	open_box(&probe); /* skips where there is no userfaultfd */
 	box_close(&probe);
-	for (unsigned k = 0; k < ARRAY_LEN(errors); k++) {
-		enum outcome o = ALL_RIGHT;
-
-		for (long n = 0; o != NONE_LEFT; n++) {
-			o = scenario_in_child(n, errors[k]);
-			cr_assert_lt(o, WRONG, "call %ld, errno %d", n, errors[k]);
-			seen[o]++;
-		}
-	}
-	fprintf(stderr, "faults injected: %u without harm, %u refused at the start, %u ended the VM\n",
-		seen[ALL_RIGHT], seen[REFUSED], seen[ENDED]);
+	for (unsigned k = 0; k < ARRAY_LEN(errors); k++)
+		fail_every_call(scenario, errors[k], seen);
 	cr_assert_gt(seen[ALL_RIGHT], 100);
 	cr_assert_gt(seen[REFUSED], 20);
 }
 
 /* ---- stress ------------------------------------------------------------------------ */
-
-#define STRESS_THREADS 4
-#define STARVED_NS 60000000000u
-
-struct stress {
-	struct box *b;
-	pthread_mutex_t lock[BOX_PAGES]; /* one writer or reader of a page's shadow at a time */
-	uint64_t version[BOX_PAGES];     /* 0: reads zero */
-	_Atomic bool stop;
-	_Atomic uint64_t accesses;
-};
 
 static bool pages_are_alike;
 
@@ -753,103 +642,10 @@ static uint64_t word_of(uint64_t index, uint64_t version, uint64_t w)
 	}
 }
 
-static void write_version(struct stress *s, uint64_t i)
-{
-	uint64_t *p = (uint64_t *)box_at(s->b, i);
-
-	for (uint64_t w = 0; w < PAGE_BYTES / sizeof(*p); w++)
-		p[w] = word_of(i, s->version[i], w);
-}
-
-static bool is_version(struct stress *s, uint64_t i)
-{
-	const uint64_t *p = (const uint64_t *)box_at(s->b, i);
-	uint64_t w = 0;
-
-	while (w < PAGE_BYTES / sizeof(*p) && p[w] == word_of(i, s->version[i], w))
-		w++;
-	return w == PAGE_BYTES / sizeof(*p);
-}
-
-/* What is there instead: words of which version, and what the engine says. */
-static void tell_wrong(struct stress *s, uint64_t i)
-{
-	const uint64_t *p = (const uint64_t *)box_at(s->b, i);
-	uint64_t wrong = 0, zero = 0, older = 0, first = UINT64_MAX;
-	struct page e = entry(s->b, i);
-
-	for (uint64_t w = 0; w < PAGE_BYTES / sizeof(*p); w++) {
-		if (p[w] == word_of(i, s->version[i], w))
-			continue;
-		first = first == UINT64_MAX ? w : first;
-		wrong++;
-		zero += p[w] == 0;
-		for (uint64_t v = 1; v < s->version[i]; v++)
-			if (p[w] == word_of(i, v, w)) {
-				older++;
-				break;
-			}
-	}
-	cr_assert_fail("page %lu is not version %lu: %lu words from %lu on are wrong, %lu of them zero, "
-		       "%lu of an older version, the first is %lx; state %u hard %u",
-		       (unsigned long)i, (unsigned long)s->version[i], (unsigned long)wrong,
-		       (unsigned long)first, (unsigned long)zero, (unsigned long)older,
-		       (unsigned long)(first == UINT64_MAX ? 0 : p[first]), (unsigned)e.state,
-		       (unsigned)e.hard);
-}
-
-struct worker {
-	struct stress *s;
-	uint64_t random;
-};
-
 /* Half of the accesses go to an eighth of memory. */
 static uint64_t pick(uint64_t r)
 {
 	return r & 1 ? (r >> 8) % BOX_PAGES : (r >> 8) % (BOX_PAGES / 8);
-}
-
-static void *stress_main(void *arg)
-{
-	struct worker *w = arg;
-	struct stress *s = w->s;
-
-	while (!s->stop) {
-		uint64_t r = next_random(&w->random), i = pick(r);
-
-		pthread_mutex_lock(&s->lock[i]);
-		if (!is_version(s, i))
-			tell_wrong(s, i);
-		if (r >> 62 == 0) {
-			s->version[i]++;
-			write_version(s, i);
-		}
-		pthread_mutex_unlock(&s->lock[i]);
-		s->accesses++;
-	}
-	return NULL;
-}
-
-/* The balloon's place: runs of pages go, and read zero from then on. */
-static void *discard_main(void *arg)
-{
-	struct worker *w = arg;
-	struct stress *s = w->s;
-
-	while (!s->stop) {
-		uint64_t i = next_random(&w->random) % (BOX_PAGES - 16), n = 1 + w->random % 16;
-		struct ram_range r = { gpa(i << PAGE_SHIFT), n << PAGE_SHIFT };
-
-		for (uint64_t k = i; k < i + n; k++)
-			pthread_mutex_lock(&s->lock[k]);
-		cr_assert_eq(ram_discard_many(s->b->ram, &r, 1), 1);
-		for (uint64_t k = i; k < i + n; k++) {
-			s->version[k] = 0;
-			pthread_mutex_unlock(&s->lock[k]);
-		}
-		usleep(500);
-	}
-	return NULL;
 }
 
 static bool enough_packed(void)
@@ -904,48 +700,34 @@ static void check_swap(struct box *b)
 		count(CTR_engine_tier_full));
 }
 
-/* For as long as it is asked to take, and on a machine that is busy with other things,
- * or under a sanitizer, until there has been enough of what it is about. */
-static void press(struct box *b, bool (*enough)(void))
+static void press(struct engine *e)
 {
-	uint64_t end = now_ns() + env_number("BRIM_STRESS_S", 3) * 1000000000u;
-
-	while (now_ns() < end || (!enough() && now_ns() < end + STARVED_NS)) {
-		engine_limit(b->e, BOX_BYTES / 4);
-		usleep(200000);
-		engine_limit(b->e, 0);
-		engine_reclaim(b->e, BOX_BYTES / 8);
-		usleep(50000);
-	}
+	engine_limit(e, BOX_BYTES / 4);
+	usleep(200000);
+	engine_limit(e, 0);
+	engine_reclaim(e, BOX_BYTES / 8);
+	usleep(50000);
 }
 
 static void stress(uint64_t swap_cap_bytes, bool (*enough)(void))
 {
 	static struct box b;
-	static struct stress s = { .b = &b };
-	struct worker w[STRESS_THREADS + 1];
-	pthread_t t[STRESS_THREADS + 1];
-	uint64_t random = seed_of_run();
+	static struct stress s = { .b = &b, .pages = BOX_PAGES, .pick = pick, .write_one_in = 4,
+				   .discard_rest_us = 500 };
+	void *(*const mains[])(void *) = { stress_access, stress_access, stress_access,
+					   stress_access, stress_discard };
 
 	if (swap_cap_bytes)
 		use_swap(&b, swap_cap_bytes);
-	use_failing_host(&b);
+	use_host(&b);
 	box_open(&b, RAM_HUGE_NEVER, (struct engine_config){ .fault_threads = 2,
 			.pass_ns = 2000000, .staging_bytes = 2 * MiB });
-	for (unsigned i = 0; i < BOX_PAGES; i++)
-		pthread_mutex_init(&s.lock[i], NULL);
-	for (unsigned i = 0; i <= STRESS_THREADS; i++) {
-		w[i] = (struct worker){ &s, random + i * 7919 + 1 };
-		pthread_create(&t[i], NULL, i < STRESS_THREADS ? stress_main : discard_main, &w[i]);
-	}
-	press(&b, enough);
-	s.stop = true;
-	for (unsigned i = 0; i <= STRESS_THREADS; i++)
-		pthread_join(t[i], NULL);
+	stress_begin(&s, mains, ARRAY_LEN(mains));
+	stress_press(&s, press, enough);
+	stress_end(&s);
 	engine_limit(b.e, 0);
 	reclaim_stop(b.e);
-	for (uint64_t i = 0; i < BOX_PAGES; i++)
-		cr_assert(is_version(&s, i));
+	stress_check_all(&s);
 	fprintf(stderr, "%lu accesses, %lu packed, %lu faults packed, %lu staged, %lu moves unsaid\n",
 		(unsigned long)s.accesses, count(CTR_engine_packed),
 		count(CTR_engine_faults_packed), count(CTR_engine_faults_staged),

@@ -3,32 +3,14 @@
  * a write is its own, whatever is mapped, broken off, discarded or taken back meanwhile, and
  * that no store page loses its last use while guest RAM shows it.
  */
-#include "tests/unit/membox.h"
-
 #include <fcntl.h>
 #include <sched.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
 #define IMAGE 256u                    /* pages of one image in the store */
 #define STORE_PAGES (1 + 2 * IMAGE)   /* two of them, from page 1 on */
-
-/* What brimd and the client are elsewhere. */
-static struct {
-	uint8_t *base;
-	int fd, read_only;
-	_Atomic int64_t uses[STORE_PAGES];
-} store;
-
-static void store_drop(void *ctx, uint32_t store_page)
-{
-	cr_assert_geq(--store.uses[store_page], 0, "store page %u dropped too often", store_page);
-}
-
-static uint8_t *store_at(uint32_t store_page)
-{
-	return store.base + ((uint64_t)store_page << PAGE_SHIFT);
-}
+#include "tests/unit/everycall.h"
+#include "tests/unit/storebox.h"
+#include "tests/unit/stress.h"
 
 static void make_store(void)
 {
@@ -64,15 +46,6 @@ static uint64_t in_state(struct box *b, enum page_state s)
 	return atomic_load(&b->e->pages.in_state[s]);
 }
 
-static int64_t all_uses(void)
-{
-	int64_t sum = 0;
-
-	for (unsigned i = 0; i < STORE_PAGES; i++)
-		sum += store.uses[i];
-	return sum;
-}
-
 static void map_close(struct box *b)
 {
 	reclaim_stop(b->e);
@@ -85,34 +58,14 @@ static void map_close(struct box *b)
 	close(store.read_only);
 }
 
-/* As the client does: the use is counted first. */
-static uint64_t share(struct box *b, struct mm_same *list, uint64_t n)
-{
-	uint64_t done;
-
-	for (uint64_t i = 0; i < n; i++)
-		store.uses[list[i].store_page] += list[i].store_page != 0;
-	done = engine_share_mapped(b->e, list, n);
-	for (uint64_t i = 0; i < n; i++)
-		if (list[i].rc && list[i].store_page)
-			store.uses[list[i].store_page]--;
-	return done;
-}
-
 /* Pages [from, from + n) against store pages from `at` on, which get what those have in
  * version 1. */
 static uint64_t share_at(struct box *b, uint64_t from, uint32_t n, uint32_t at)
 {
 	struct mm_same list[STORE_PAGES];
 
-	for (uint32_t i = 0; i < n; i++) {
-		uint64_t *w = (uint64_t *)store_at(at + i);
-
-		for (unsigned k = 0; k < PAGE_BYTES / sizeof(*w); k++)
-			w[k] = (from + i) << 40 ^ (uint64_t)1 << 12 ^ k;
-		list[i] = (struct mm_same){ (uint32_t)from + i, at + i, 0 };
-	}
-	return share(b, list, n);
+	store_first(list, from, n, at);
+	return share(b, list, n, engine_share_mapped);
 }
 
 static uint64_t share_first(struct box *b, uint64_t from, uint32_t n)
@@ -124,17 +77,6 @@ static void fill(struct box *b, uint64_t from, uint64_t n)
 {
 	for (uint64_t i = from; i < from + n; i++)
 		box_fill(b, i, 1);
-}
-
-static enum page_state state_of(struct box *b, uint64_t index)
-{
-	struct chunk *c = chunk_of(&b->e->pages, index);
-	enum page_state s;
-
-	pthread_mutex_lock(&c->lock);
-	s = b->e->pages.page[index].state;
-	pthread_mutex_unlock(&c->lock);
-	return s;
 }
 
 static void expect_state(struct box *b, uint64_t from, uint64_t n, enum page_state s)
@@ -248,7 +190,7 @@ Test(mapped, short_runs_are_stored)
 		memcpy(store_at(i + 101), box_at(&b, i), PAGE_BYTES);
 		list[i] = (struct mm_same){ i, i % 4 == 3 ? i + 101 : i + 1, 0 }; /* runs of 3 and 1 */
 	}
-	cr_assert_eq(share(&b, list, 60), 60);
+	cr_assert_eq(share(&b, list, 60, engine_share_mapped), 60);
 	expect_state(&b, 0, 60, PAGE_STORED);
 	cr_assert_eq(smaps(&b).file_vmas, 0);
 	for (uint64_t i = 0; i < 60; i++)
@@ -563,48 +505,6 @@ Test(mapped, write_while_its_page_is_taken_back_is_not_lost)
 
 /* ---- every call fails once ---------------------------------------------------------- */
 
-static _Atomic long fail_at = -1;
-static int fail_errno;
-
-static bool fails_now(void)
-{
-	if (fail_at < 0 || fail_at-- != 0)
-		return false;
-	errno = fail_errno;
-	return true;
-}
-static int failing_ioctl(int fd, unsigned long request, void *arg)
-{
-	return fails_now() ? -1 : mm_host_linux.ioctl(fd, request, arg);
-}
-static int failing_madvise(void *addr, size_t len, int advice)
-{
-	return fails_now() ? -1 : mm_host_linux.madvise(addr, len, advice);
-}
-static void *failing_mmap(void *addr, size_t len, int prot, int flags, int fd, int64_t off)
-{
-	return fails_now() ? MAP_FAILED : mm_host_linux.mmap(addr, len, prot, flags, fd, off);
-}
-static void *failing_mremap(void *at, size_t len, size_t new_len, int flags, void *to)
-{
-	return fails_now() ? MAP_FAILED : mm_host_linux.mremap(at, len, new_len, flags, to);
-}
-static int failing_userfaultfd(int flags)
-{
-	return fails_now() ? -1 : mm_host_linux.userfaultfd(flags);
-}
-static int64_t failing_pread(int fd, void *buf, size_t len, int64_t off)
-{
-	return fails_now() ? -1 : mm_host_linux.pread(fd, buf, len, off);
-}
-
-enum { ALL_RIGHT, NONE_LEFT, ENDED, WRONG };
-
-static void ends_here(void *ctx, const char *why)
-{
-	_exit(why[0] ? ENDED : WRONG);
-}
-
 /* Page 30 has version 2; pages [from, from + 10) were discarded. */
 static bool all_there(struct box *b, uint64_t from, uint64_t to)
 {
@@ -627,21 +527,15 @@ static int discard_ten(struct box *b, uint64_t from)
 	return ram_discard(b->ram, gpa(from * PAGE_BYTES), 10 * PAGE_BYTES);
 }
 
-static int scenario(long n, int error)
+static enum outcome scenario(long n, int error)
 {
 	static struct box b;
 	uint64_t set[STORE_PAGES / 64 + 1] = { 0xff00 };
 	int rc;
 
-	b.host = mm_host_linux;
-	b.host.ioctl = failing_ioctl;
-	b.host.madvise = failing_madvise;
-	b.host.mmap = failing_mmap;
-	b.host.mremap = failing_mremap;
-	b.host.userfaultfd = failing_userfaultfd;
-	b.host.pread = failing_pread;
+	use_failing_host(&b);
 	map_open(&b, BOX_MANUAL);
-	b.e->fatal = ends_here;
+	b.e->fatal = end_here;
 	fill(&b, 0, 200);
 	box_at(&b, 50)[9] ^= 1; /* and one that is not equal */
 	fail_errno = error;
@@ -680,49 +574,21 @@ Test(mapped, every_call_may_fail_once)
 	static const int errors[] = { ENOMEM, EAGAIN, EBUSY, EEXIST, ENOENT, EINVAL };
 #endif
 	static struct box probe;
-	unsigned harmless = 0;
+	unsigned seen[OUTCOMES] = { 0 };
 
 	map_open(&probe, BOX_MANUAL);
 	map_close(&probe);
-	for (unsigned k = 0; k < ARRAY_LEN(errors); k++) {
-		int status = ALL_RIGHT;
-
-		for (long n = 0; status != NONE_LEFT; n++) {
-			pid_t child = fork();
-
-			if (child == 0)
-				_exit(scenario(n, errors[k]));
-			cr_assert_eq(waitpid(child, &status, 0), child);
-			cr_assert(WIFEXITED(status), "call %ld, errno %d: signal %d", n, errors[k],
-				  WTERMSIG(status));
-			status = WEXITSTATUS(status);
-			cr_assert_lt(status, WRONG, "call %ld, errno %d: %d", n, errors[k], status);
-			harmless += status == ALL_RIGHT;
-			if (status == ENDED)
-				fprintf(stderr, "call %ld, errno %d: the VM was ended\n", n, errors[k]);
-		}
-	}
-	cr_assert_gt(harmless, 90 * ARRAY_LEN(errors));
+	for (unsigned k = 0; k < ARRAY_LEN(errors); k++)
+		fail_every_call(scenario, errors[k], seen);
+	cr_assert_gt(seen[ALL_RIGHT], 90 * ARRAY_LEN(errors));
 }
 
 /* ---- stress --------------------------------------------------------------------------- */
 
 #define STRESS_PAGES 4096u
 #define RUN_MAX 48u
-#define STARVED_NS 60000000000u
 
-struct stress {
-	struct box *b;
-	pthread_mutex_t lock[STRESS_PAGES];
-	uint64_t version[STRESS_PAGES]; /* 0: reads zero */
-	_Atomic bool stop;
-	_Atomic uint64_t accesses;
-	int file; /* what a disk would be */
-};
-struct worker {
-	struct stress *s;
-	uint64_t random;
-};
+static int disk; /* a file */
 
 /* Of image k, page i. */
 static uint64_t image_word(uint64_t k, uint64_t i, uint64_t w)
@@ -743,31 +609,14 @@ static uint64_t word_of(uint64_t i, uint64_t version, uint64_t w)
 	}
 }
 
-static bool is_version(struct stress *s, uint64_t i)
-{
-	const uint64_t *p = (const uint64_t *)box_at(s->b, i);
-	uint64_t w = 0;
-
-	while (w < PAGE_BYTES / sizeof(*p) && p[w] == word_of(i, s->version[i], w))
-		w++;
-	return w == PAGE_BYTES / sizeof(*p);
-}
-
-static void write_words(struct stress *s, uint64_t i, uint64_t *to)
-{
-	for (uint64_t k = 0; k < PAGE_BYTES / sizeof(*to); k++)
-		to[k] = word_of(i, s->version[i], k);
-}
-
 /* A page or a run of them, so that there are runs to be found. */
 static void write_run(struct stress *s, uint64_t i, uint64_t n, uint64_t version)
 {
 	for (; n && i < STRESS_PAGES; n--, i++) {
 		pthread_mutex_lock(&s->lock[i]);
-		cr_assert(is_version(s, i), "page %lu is not version %lu", (unsigned long)i,
-			  (unsigned long)s->version[i]);
+		stress_check(s, i);
 		s->version[i] = version;
-		write_words(s, i, (uint64_t *)box_at(s->b, i));
+		stress_write(s, i);
 		pthread_mutex_unlock(&s->lock[i]);
 	}
 }
@@ -781,8 +630,7 @@ static void *access_main(void *arg)
 		uint64_t r = next_random(&w->random), i = (r >> 8) % STRESS_PAGES;
 
 		pthread_mutex_lock(&s->lock[i]);
-		cr_assert(is_version(s, i), "page %lu is not version %lu", (unsigned long)i,
-			  (unsigned long)s->version[i]);
+		stress_check(s, i);
 		pthread_mutex_unlock(&s->lock[i]);
 		if (r >> 58 == 0)
 			write_run(s, i, r >> 57 & 1 ? 1 : 1 + (r >> 20) % RUN_MAX, 1 + (r >> 30) % 4096);
@@ -802,36 +650,14 @@ static void *disk_main(void *arg)
 		uint64_t r = next_random(&w->random), i = (r >> 8) % STRESS_PAGES;
 
 		pthread_mutex_lock(&s->lock[i]);
-		cr_assert(is_version(s, i));
+		stress_check(s, i);
 		s->version[i] = 1 + (r >> 30) % 4096;
-		write_words(s, i, page);
-		cr_assert_eq(pwrite(s->file, page, PAGE_BYTES, 0), (ssize_t)PAGE_BYTES);
-		cr_assert_eq(pread(s->file, box_at(s->b, i), PAGE_BYTES, 0), (ssize_t)PAGE_BYTES);
-		cr_assert(is_version(s, i));
+		stress_words(s, i, page);
+		cr_assert_eq(pwrite(disk, page, PAGE_BYTES, 0), (ssize_t)PAGE_BYTES);
+		cr_assert_eq(pread(disk, box_at(s->b, i), PAGE_BYTES, 0), (ssize_t)PAGE_BYTES);
+		stress_check(s, i);
 		pthread_mutex_unlock(&s->lock[i]);
 		usleep(300);
-	}
-	return NULL;
-}
-
-static void *discard_main(void *arg)
-{
-	struct worker *w = arg;
-	struct stress *s = w->s;
-
-	while (!s->stop) {
-		uint64_t i = next_random(&w->random) % (STRESS_PAGES - 16), n = 1 + w->random % 16;
-		struct ram_range r = { gpa(i << PAGE_SHIFT), n << PAGE_SHIFT };
-
-		for (uint64_t k = i; k < i + n; k++)
-			pthread_mutex_lock(&s->lock[k]);
-		cr_assert_eq(ram_discard_many(s->b->ram, &r, 1), 1);
-		for (uint64_t k = i; k < i + n; k++) {
-			s->version[k] = 0;
-			cr_assert(w->random % 8 || is_version(s, k), "page %lu", (unsigned long)k);
-			pthread_mutex_unlock(&s->lock[k]);
-		}
-		usleep(2000);
 	}
 	return NULL;
 }
@@ -880,9 +706,7 @@ static uint64_t share_round(struct stress *s, uint64_t *cursor, uint64_t *random
 		engine_share_mapped(s->b->e, list, m);
 	else
 		engine_share(s->b->e, list, m);
-	for (uint64_t i = 0; i < m; i++)
-		if (list[i].rc)
-			store.uses[list[i].store_page]--;
+	unuse_refused(list, m);
 	return n;
 }
 
@@ -931,43 +755,34 @@ static void say(struct stress *s)
 	fprintf(stderr, "\n");
 }
 
+static void press(struct engine *e)
+{
+	engine_limit(e, STRESS_PAGES * PAGE_BYTES / 3);
+	usleep(100000);
+	engine_limit(e, 0);
+	usleep(200000);
+}
+
 Test(mapped, stress_no_byte_is_ever_wrong)
 {
 	static struct box b;
-	static struct stress s;
+	static struct stress s = { .b = &b, .pages = STRESS_PAGES, .discard_rest_us = 2000,
+				   .discarded_are_read = true };
 	void *(*const mains[])(void *) = { access_main, access_main, access_main, disk_main,
-					   discard_main, share_main };
-	struct worker w[ARRAY_LEN(mains)];
-	pthread_t t[ARRAY_LEN(mains)];
-	uint64_t random = seed_of_run(), end;
+					   stress_discard, share_main };
 
-	s.b = &b;
-	s.file = memfd_create("disk", MFD_CLOEXEC);
+	disk = memfd_create("disk", MFD_CLOEXEC);
 	map_open(&b, (struct engine_config){ .fault_threads = 2, .pass_ns = 2000000,
 					     .staging_bytes = 2 * MiB });
 	engine_keep_ages(b.e, 3000000);
-	for (unsigned i = 0; i < STRESS_PAGES; i++)
-		pthread_mutex_init(&s.lock[i], NULL);
-	for (unsigned i = 0; i < ARRAY_LEN(mains); i++) {
-		w[i] = (struct worker){ &s, random + i * 7919 + 1 };
-		pthread_create(&t[i], NULL, mains[i], &w[i]);
-	}
-	end = now_ns() + env_number("BRIM_STRESS_S", 3) * 1000000000u;
-	while (now_ns() < end || (!enough() && now_ns() < end + STARVED_NS)) {
-		engine_limit(b.e, STRESS_PAGES * PAGE_BYTES / 3);
-		usleep(100000);
-		engine_limit(b.e, 0);
-		usleep(200000);
-	}
-	s.stop = true;
-	for (unsigned i = 0; i < ARRAY_LEN(mains); i++)
-		pthread_join(t[i], NULL);
+	stress_begin(&s, mains, ARRAY_LEN(mains));
+	stress_press(&s, press, enough);
+	stress_end(&s);
 	engine_keep_ages(b.e, 0);
 	reclaim_stop(b.e);
 	say(&s);
-	for (uint64_t i = 0; i < STRESS_PAGES; i++)
-		cr_assert(is_version(&s, i), "page %lu", (unsigned long)i);
+	stress_check_all(&s);
 	cr_assert(enough());
-	close(s.file);
+	close(disk);
 	map_close(&b);
 }

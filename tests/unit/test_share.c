@@ -2,29 +2,10 @@
  * Sharing with a store (mm/share.c): that only equal pages are given up, that each comes
  * back as it was wherever it was meanwhile, and that no use of a store page is lost.
  */
-#include "tests/unit/membox.h"
-
-#include <sys/wait.h>
-#include <unistd.h>
-#include <xxhash.h>
-
 #define STORE_PAGES 512u
-
-/* What brimd and the client are elsewhere. */
-static struct {
-	uint8_t *base;
-	_Atomic int64_t uses[STORE_PAGES];
-} store;
-
-static void store_drop(void *ctx, uint32_t store_page)
-{
-	cr_assert_geq(--store.uses[store_page], 0, "store page %u dropped too often", store_page);
-}
-
-static uint8_t *store_at(uint32_t store_page)
-{
-	return store.base + ((uint64_t)store_page << PAGE_SHIFT);
-}
+#include "tests/unit/everycall.h"
+#include "tests/unit/storebox.h"
+#include "tests/unit/stress.h"
 
 static void share_open(struct box *b, struct engine_config cfg)
 {
@@ -36,15 +17,6 @@ static void share_open(struct box *b, struct engine_config cfg)
 	engine_set_store(b->e, &(struct mm_store){ store.base, STORE_PAGES, store_drop, NULL });
 }
 
-static int64_t all_uses(void)
-{
-	int64_t sum = 0;
-
-	for (unsigned i = 0; i < STORE_PAGES; i++)
-		sum += store.uses[i];
-	return sum;
-}
-
 static void share_close(struct box *b)
 {
 	box_settle(b);
@@ -53,44 +25,13 @@ static void share_close(struct box *b)
 	munmap(store.base, STORE_PAGES << PAGE_SHIFT);
 }
 
-/* As the client does: the use is counted first, since the page may be touched at once. */
-static uint64_t share(struct box *b, struct mm_same *list, uint64_t n)
-{
-	uint64_t done;
-
-	for (uint64_t i = 0; i < n; i++)
-		store.uses[list[i].store_page] += list[i].store_page != 0;
-	done = engine_share(b->e, list, n);
-	for (uint64_t i = 0; i < n; i++)
-		if (list[i].rc && list[i].store_page)
-			store.uses[list[i].store_page]--;
-	return done;
-}
-
 /* Pages [from, from + n) against store pages that have what they had in version 1. */
 static uint64_t share_first(struct box *b, uint64_t from, uint32_t n)
 {
 	struct mm_same list[STORE_PAGES];
 
-	for (uint32_t i = 0; i < n; i++) {
-		uint64_t *w = (uint64_t *)store_at(i + 1);
-
-		for (unsigned k = 0; k < PAGE_BYTES / sizeof(*w); k++)
-			w[k] = (from + i) << 40 ^ (uint64_t)1 << 12 ^ k;
-		list[i] = (struct mm_same){ (uint32_t)from + i, i + 1, 0 };
-	}
-	return share(b, list, n);
-}
-
-static enum page_state state_of(struct box *b, uint64_t index)
-{
-	struct chunk *c = chunk_of(&b->e->pages, index);
-	enum page_state s;
-
-	pthread_mutex_lock(&c->lock); /* a fault's end may still be writing */
-	s = b->e->pages.page[index].state;
-	pthread_mutex_unlock(&c->lock);
-	return s;
+	store_first(list, from, n, 1);
+	return share(b, list, n, engine_share);
 }
 
 static bool has_memory(struct box *b, uint64_t index)
@@ -139,7 +80,7 @@ Test(share, pages_in_any_pattern_are_shared)
 		if (i % 11 > 2)
 			list[n++] = (struct mm_same){ (uint32_t)i, 1, 0 };
 	}
-	cr_assert_eq(share(&b, list, n), n);
+	cr_assert_eq(share(&b, list, n, engine_share), n);
 	for (uint64_t i = 0; i < 3 * CHUNK_PAGES; i++)
 		cr_assert_eq(state_of(&b, i), i % 11 > 2 ? PAGE_STORED : PAGE_GUEST);
 	box_check_books(&b);
@@ -383,42 +324,14 @@ Test(share, changed_store_page_ends_the_vm_by_name)
 
 /* ---- every call fails once ---------------------------------------------------------- */
 
-static _Atomic long fail_at = -1;
-static int fail_errno;
-
-static bool fails_now(void)
-{
-	if (fail_at < 0 || fail_at-- != 0)
-		return false;
-	errno = fail_errno;
-	return true;
-}
-static int failing_ioctl(int fd, unsigned long request, void *arg)
-{
-	return fails_now() ? -1 : mm_host_linux.ioctl(fd, request, arg);
-}
-static int failing_madvise(void *addr, size_t len, int advice)
-{
-	return fails_now() ? -1 : mm_host_linux.madvise(addr, len, advice);
-}
-
-enum { ALL_RIGHT, NONE_LEFT, ENDED, WRONG };
-
-static void ends_here(void *ctx, const char *why)
-{
-	_exit(why[0] ? ENDED : WRONG);
-}
-
-static int scenario(long n, int error)
+static enum outcome scenario(long n, int error)
 {
 	static struct box b;
 	uint64_t set[STORE_PAGES / 64] = { 0xff00 };
 
-	b.host = mm_host_linux;
-	b.host.ioctl = failing_ioctl;
-	b.host.madvise = failing_madvise;
+	use_failing_host(&b);
 	share_open(&b, BOX_MANUAL);
-	b.e->fatal = ends_here;
+	b.e->fatal = end_here;
 	for (uint64_t i = 0; i < 64; i++)
 		box_fill(&b, i, 1);
 	box_fill(&b, 20, 2); /* and one that is not equal */
@@ -444,47 +357,19 @@ Test(share, every_call_may_fail_once)
 {
 	static const int errors[] = { ENOMEM, EAGAIN, EBUSY, EEXIST, ENOENT };
 	static struct box probe;
-	unsigned harmless = 0;
+	unsigned seen[OUTCOMES] = { 0 };
 
 	share_open(&probe, BOX_MANUAL);
 	share_close(&probe);
-	for (unsigned k = 0; k < ARRAY_LEN(errors); k++) {
-		int status = ALL_RIGHT;
-
-		for (long n = 0; status != NONE_LEFT; n++) {
-			pid_t child = fork();
-
-			if (child == 0)
-				_exit(scenario(n, errors[k]));
-			cr_assert_eq(waitpid(child, &status, 0), child);
-			cr_assert(WIFEXITED(status), "call %ld, errno %d: signal %d", n, errors[k],
-				  WTERMSIG(status));
-			status = WEXITSTATUS(status);
-			cr_assert_lt(status, WRONG, "call %ld, errno %d: %d", n, errors[k], status);
-			harmless += status == ALL_RIGHT;
-		}
-	}
-	cr_assert_gt(harmless, 50);
+	for (unsigned k = 0; k < ARRAY_LEN(errors); k++)
+		fail_every_call(scenario, errors[k], seen);
+	cr_assert_gt(seen[ALL_RIGHT], 50);
 }
 
 /* ---- stress --------------------------------------------------------------------------- */
 
 #define STRESS_PAGES 4096u
 #define CLASSES 40u /* different contents */
-#define STRESS_THREADS 3
-#define STARVED_NS 60000000000u
-
-struct stress {
-	struct box *b;
-	pthread_mutex_t lock[STRESS_PAGES];
-	uint64_t version[STRESS_PAGES]; /* 0: reads zero */
-	_Atomic bool stop;
-	_Atomic uint64_t accesses;
-};
-struct worker {
-	struct stress *s;
-	uint64_t random;
-};
 
 /* Zero also where it was written. */
 static uint64_t word_of(uint64_t index, uint64_t version, uint64_t w)
@@ -494,58 +379,10 @@ static uint64_t word_of(uint64_t index, uint64_t version, uint64_t w)
 	return class ? (class << 32 | (w % 50 ? w : class)) * 0x9E3779B97F4A7C15u : 0;
 }
 
-static bool is_version(struct stress *s, uint64_t i)
+/* Most of the accesses go to an eighth of it. */
+static uint64_t pick(uint64_t r)
 {
-	const uint64_t *p = (const uint64_t *)box_at(s->b, i);
-	uint64_t w = 0;
-
-	while (w < PAGE_BYTES / sizeof(*p) && p[w] == word_of(i, s->version[i], w))
-		w++;
-	return w == PAGE_BYTES / sizeof(*p);
-}
-
-static void *access_main(void *arg)
-{
-	struct worker *w = arg;
-	struct stress *s = w->s;
-
-	while (!s->stop) {
-		uint64_t r = next_random(&w->random);
-		uint64_t i = r & 7 ? (r >> 8) % (STRESS_PAGES / 8) : (r >> 8) % STRESS_PAGES;
-
-		pthread_mutex_lock(&s->lock[i]);
-		cr_assert(is_version(s, i), "page %lu is not version %lu", (unsigned long)i,
-			  (unsigned long)s->version[i]);
-		if (r >> 61 == 0) {
-			s->version[i]++;
-			for (uint64_t k = 0; k < PAGE_BYTES / 8; k++)
-				((uint64_t *)box_at(s->b, i))[k] = word_of(i, s->version[i], k);
-		}
-		pthread_mutex_unlock(&s->lock[i]);
-		s->accesses++;
-	}
-	return NULL;
-}
-
-static void *discard_main(void *arg)
-{
-	struct worker *w = arg;
-	struct stress *s = w->s;
-
-	while (!s->stop) {
-		uint64_t i = next_random(&w->random) % (STRESS_PAGES - 16), n = 1 + w->random % 16;
-		struct ram_range r = { gpa(i << PAGE_SHIFT), n << PAGE_SHIFT };
-
-		for (uint64_t k = i; k < i + n; k++)
-			pthread_mutex_lock(&s->lock[k]);
-		cr_assert_eq(ram_discard_many(s->b->ram, &r, 1), 1);
-		for (uint64_t k = i; k < i + n; k++) {
-			s->version[k] = 0;
-			pthread_mutex_unlock(&s->lock[k]);
-		}
-		usleep(500);
-	}
-	return NULL;
+	return r & 7 ? (r >> 8) % (STRESS_PAGES / 8) : (r >> 8) % STRESS_PAGES;
 }
 
 /* Some store page for these bytes; mostly the right one. */
@@ -589,9 +426,7 @@ static void share_round(struct stress *s, uint64_t *cursor, uint64_t *random)
 		m += zero || list[m].store_page;
 	}
 	engine_share(s->b->e, list, m);
-	for (uint64_t i = 0; i < m; i++)
-		if (list[i].rc && list[i].store_page)
-			store.uses[list[i].store_page]--;
+	unuse_refused(list, m);
 }
 
 static void *share_main(void *arg)
@@ -619,36 +454,28 @@ static bool enough(void)
 	       counter_get(CTR_engine_share_differs) > 20 && counter_get(CTR_engine_packed) > 500;
 }
 
+static void press(struct engine *e)
+{
+	engine_limit(e, STRESS_PAGES * PAGE_BYTES / 3);
+	usleep(100000);
+	engine_limit(e, 0);
+	usleep(100000);
+}
+
 Test(share, stress_no_byte_is_ever_wrong)
 {
 	static struct box b;
-	static struct stress s;
-	void *(*const mains[STRESS_THREADS + 2])(void *) = { access_main, access_main, access_main,
-							     discard_main, share_main };
-	struct worker w[ARRAY_LEN(mains)];
-	pthread_t t[ARRAY_LEN(mains)];
-	uint64_t random = seed_of_run(), end;
+	static struct stress s = { .b = &b, .pages = STRESS_PAGES, .pick = pick, .write_one_in = 8,
+				   .discard_rest_us = 500 };
+	void *(*const mains[])(void *) = { stress_access, stress_access, stress_access,
+					   stress_discard, share_main };
 
-	s.b = &b;
 	share_open(&b, (struct engine_config){ .fault_threads = 2, .pass_ns = 2000000,
 					       .staging_bytes = 2 * MiB });
 	engine_keep_ages(b.e, 3000000);
-	for (unsigned i = 0; i < STRESS_PAGES; i++)
-		pthread_mutex_init(&s.lock[i], NULL);
-	for (unsigned i = 0; i < ARRAY_LEN(mains); i++) {
-		w[i] = (struct worker){ &s, random + i * 7919 + 1 };
-		pthread_create(&t[i], NULL, mains[i], &w[i]);
-	}
-	end = now_ns() + env_number("BRIM_STRESS_S", 3) * 1000000000u;
-	while (now_ns() < end || (!enough() && now_ns() < end + STARVED_NS)) {
-		engine_limit(b.e, STRESS_PAGES * PAGE_BYTES / 3);
-		usleep(100000);
-		engine_limit(b.e, 0);
-		usleep(100000);
-	}
-	s.stop = true;
-	for (unsigned i = 0; i < ARRAY_LEN(mains); i++)
-		pthread_join(t[i], NULL);
+	stress_begin(&s, mains, ARRAY_LEN(mains));
+	stress_press(&s, press, enough);
+	stress_end(&s);
 	engine_keep_ages(b.e, 0);
 	reclaim_stop(b.e);
 	fprintf(stderr, "%lu accesses, %lu shared, %lu came back, %lu differed, %lu zeroes, %lu recalled, "
@@ -659,8 +486,7 @@ Test(share, stress_no_byte_is_ever_wrong)
 		(unsigned long)counter_get(CTR_engine_zeroes),
 		(unsigned long)counter_get(CTR_engine_unshared),
 		(unsigned long)counter_get(CTR_engine_packed));
-	for (uint64_t i = 0; i < STRESS_PAGES; i++)
-		cr_assert(is_version(&s, i));
+	stress_check_all(&s);
 	cr_assert(enough());
 	share_close(&b);
 }
