@@ -188,13 +188,18 @@ static inline uint8_t *box_at(struct box *b, uint64_t index)
 	return b->mem + (index << PAGE_SHIFT);
 }
 
-/* Content that tells page and version, and is never one word throughout. */
+/* Word w of content that tells page and version, and is never one word throughout. */
+static inline uint64_t box_word(uint64_t index, uint64_t version, uint64_t w)
+{
+	return index << 40 ^ version << 12 ^ w;
+}
+
 static inline void box_fill(struct box *b, uint64_t index, uint64_t version)
 {
 	uint64_t *w = (uint64_t *)box_at(b, index);
 
 	for (unsigned i = 0; i < PAGE_BYTES / sizeof(*w); i++)
-		w[i] = index << 40 ^ version << 12 ^ i;
+		w[i] = box_word(index, version, i);
 }
 
 static inline bool box_has(struct box *b, uint64_t index, uint64_t version)
@@ -202,7 +207,7 @@ static inline bool box_has(struct box *b, uint64_t index, uint64_t version)
 	const uint64_t *w = (const uint64_t *)box_at(b, index);
 	unsigned i = 0;
 
-	while (i < PAGE_BYTES / sizeof(*w) && w[i] == (index << 40 ^ version << 12 ^ i))
+	while (i < PAGE_BYTES / sizeof(*w) && w[i] == box_word(index, version, i))
 		i++;
 	return i == PAGE_BYTES / sizeof(*w);
 }

@@ -60,7 +60,7 @@ static inline void store_first(struct mm_same *list, uint64_t from, uint32_t n, 
 		uint64_t *w = (uint64_t *)store_at(at + i);
 
 		for (unsigned k = 0; k < PAGE_BYTES / sizeof(*w); k++)
-			w[k] = (from + i) << 40 ^ (uint64_t)1 << 12 ^ k;
+			w[k] = box_word(from + i, 1, k);
 		list[i] = (struct mm_same){ (uint32_t)from + i, at + i, 0 };
 	}
 }

@@ -5,11 +5,11 @@
  *   BRIM_SEED         the stress test's seed (printed)
  *   BRIM_STRESS_S     its length in seconds (default 3)
  */
-#include "tests/unit/membox.h"
+#include "tests/unit/everycall.h"
+#include "tests/unit/stress.h"
 
 #include <fcntl.h>
 #include <sys/uio.h>
-#include <unistd.h>
 
 #define CHUNKS (BOX_PAGES / CHUNK_PAGES)
 
@@ -389,8 +389,6 @@ Test(huge, plenty_has_two_thresholds)
 
 static _Atomic int collapse_errno;
 static _Atomic int fail_registers;
-static _Atomic long fail_at = -1; /* the call that fails: counts down to 0 */
-static _Atomic int fail_errno;
 
 static _Atomic bool deny_moves; /* done, and then denied, as Linux 6.18 does now and then */
 
@@ -405,28 +403,16 @@ static int denied_move(int fd, struct uffdio_move *m)
 	return -1;
 }
 
-static bool fails(void)
+static int refusing_madvise(void *addr, size_t len, int advice)
 {
-	if (fail_at < 0 || fail_at-- != 0)
-		return false;
-	errno = fail_errno;
-	return true;
-}
-
-static int failing_madvise(void *addr, size_t len, int advice)
-{
-	if (fails())
-		return -1;
 	if (advice != MADV_COLLAPSE || !collapse_errno)
-		return mm_host_linux.madvise(addr, len, advice);
+		return failing_madvise(addr, len, advice);
 	errno = collapse_errno;
 	return -1;
 }
 
-static int failing_ioctl(int fd, unsigned long request, void *arg)
+static int refusing_ioctl(int fd, unsigned long request, void *arg)
 {
-	if (fails())
-		return -1;
 	if (request == UFFDIO_MOVE && deny_moves)
 		return denied_move(fd, arg);
 	if (request == UFFDIO_REGISTER && fail_registers > 0) {
@@ -434,7 +420,7 @@ static int failing_ioctl(int fd, unsigned long request, void *arg)
 		errno = ENOMEM;
 		return -1;
 	}
-	return mm_host_linux.ioctl(fd, request, arg);
+	return failing_ioctl(fd, request, arg);
 }
 
 static void refused(int error, enum counter which)
@@ -442,7 +428,7 @@ static void refused(int error, enum counter which)
 	static struct box b;
 
 	b.host = mm_host_linux;
-	b.host.madvise = failing_madvise;
+	b.host.madvise = refusing_madvise;
 	box_open(&b, RAM_HUGE_AUTO, BOX_MANUAL);
 	collapse_errno = error;
 	fill_chunks(&b, 0, 1);
@@ -493,7 +479,7 @@ Test(huge, registration_lost_is_made_good)
 	static struct box b;
 
 	b.host = mm_host_linux;
-	b.host.ioctl = failing_ioctl;
+	b.host.ioctl = refusing_ioctl;
 	box_open(&b, RAM_HUGE_NEVER, BOX_MANUAL);
 	fill_chunks(&b, 0, 1);
 	box_push_out(&b, CHUNK_PAGES);
@@ -520,8 +506,8 @@ static bool fail_nth(long n, int error)
 	bool had;
 
 	b.host = mm_host_linux;
-	b.host.madvise = failing_madvise;
-	b.host.ioctl = failing_ioctl;
+	b.host.madvise = refusing_madvise;
+	b.host.ioctl = refusing_ioctl;
 	box_open(&b, RAM_HUGE_AUTO, BOX_MANUAL);
 	fill_chunks(&b, 0, 3);
 	box_push_out(&b, 3 * CHUNK_PAGES);
@@ -557,7 +543,7 @@ Test(huge, whole_page_moved_and_denied_is_not_lost)
 	static struct box b;
 
 	b.host = mm_host_linux;
-	b.host.ioctl = failing_ioctl;
+	b.host.ioctl = refusing_ioctl;
 	box_open(&b, RAM_HUGE_ALWAYS, BOX_MANUAL);
 	fill_chunks(&b, 0, 2);
 	if (huge_now(&b) != 2)
@@ -620,78 +606,25 @@ Test(huge, faults_in_flight_are_answered_whoever_watches)
 
 /* ---- stress ------------------------------------------------------------------------------ */
 
-#define STRESS_THREADS 4
-
-struct stress {
-	struct box *b;
-	pthread_mutex_t lock[BOX_PAGES]; /* one writer or reader of a page's version at a time */
-	uint64_t version[BOX_PAGES];     /* 0: reads zero */
-	_Atomic bool stop, discard;
-	_Atomic uint64_t accesses;
-};
-
-struct worker {
-	struct stress *s;
-	uint64_t random;
-};
-
-static bool is_version(struct stress *s, uint64_t i)
+static uint64_t word_of(uint64_t index, uint64_t version, uint64_t w)
 {
-	if (s->version[i])
-		return box_has(s->b, i, s->version[i]);
-	return box_same(box_at(s->b, i)) && box_at(s->b, i)[0] == 0;
+	return version ? box_word(index, version, w) : 0;
 }
 
-static void *stress_main(void *arg)
+static uint64_t pick(uint64_t r)
 {
-	struct worker *w = arg;
-	struct stress *s = w->s;
-
-	while (!s->stop) {
-		uint64_t r = next_random(&w->random), i = (r >> 8) % BOX_PAGES;
-
-		pthread_mutex_lock(&s->lock[i]);
-		cr_assert(is_version(s, i), "page %lu is not version %lu", (unsigned long)i,
-			  (unsigned long)s->version[i]);
-		if (r >> 63) {
-			s->version[i]++;
-			box_fill(s->b, i, s->version[i]);
-		}
-		pthread_mutex_unlock(&s->lock[i]);
-		s->accesses++;
-	}
-	return NULL;
+	return (r >> 8) % BOX_PAGES;
 }
 
-static void *discard_main(void *arg)
+static bool enough(void)
 {
-	struct worker *w = arg;
-	struct stress *s = w->s;
-
-	while (!s->stop) {
-		uint64_t i = next_random(&w->random) % (BOX_PAGES - 16), n = 1 + w->random % 16;
-		struct ram_range r = { gpa(i << PAGE_SHIFT), n << PAGE_SHIFT };
-
-		usleep(500);
-		if (!s->discard)
-			continue;
-		for (uint64_t k = i; k < i + n; k++)
-			pthread_mutex_lock(&s->lock[k]);
-		cr_assert_eq(ram_discard_many(s->b->ram, &r, 1), 1);
-		for (uint64_t k = i; k < i + n; k++) {
-			s->version[k] = 0;
-			pthread_mutex_unlock(&s->lock[k]);
-		}
-	}
-	return NULL;
+	return counter_get(CTR_engine_packed) > 1000 && counter_get(CTR_engine_unwatched) > 0;
 }
 
 /* For that long, and on a slow machine until it has seen what it is about. */
 static bool is_over(uint64_t end)
 {
-	bool seen = counter_get(CTR_engine_packed) > 1000 && counter_get(CTR_engine_unwatched);
-
-	return now_ns() >= end && (seen || now_ns() >= end + 60000000000u);
+	return now_ns() >= end && (enough() || now_ns() >= end + STARVED_NS);
 }
 
 /* Until some chunk is all home again, which on a slow machine takes a while. */
@@ -710,7 +643,7 @@ static void vary(struct stress *s, uint64_t seconds)
 	uint64_t end = now_ns() + seconds * 1000000000u;
 
 	for (unsigned i = 0; !is_over(end); i++) {
-		s->discard = i % 2;
+		s->no_discards = i % 2 == 0;
 		engine_limit(s->b->e, BOX_BYTES / 2);
 		usleep(150000);
 		engine_limit(s->b->e, i % 3 ? 0 : 2 * BOX_BYTES);
@@ -718,44 +651,26 @@ static void vary(struct stress *s, uint64_t seconds)
 	}
 }
 
-static void stress_init(struct stress *s, struct box *b)
-{
-	s->b = b;
-	for (unsigned i = 0; i < BOX_PAGES; i++) {
-		pthread_mutex_init(&s->lock[i], NULL);
-		s->version[i] = 1;
-		box_fill(b, i, 1);
-	}
-}
-
-static bool enough(void)
-{
-	return counter_get(CTR_engine_packed) > 1000 && counter_get(CTR_engine_unwatched) > 0;
-}
-
 static void stress(enum ram_huge setting)
 {
 	static struct box b;
-	static struct stress s;
-	struct worker w[STRESS_THREADS + 1];
-	pthread_t t[STRESS_THREADS + 1];
-	uint64_t random = seed_of_run();
+	static struct stress s = { .b = &b, .pages = BOX_PAGES, .pick = pick, .write_one_in = 2,
+				   .discard_rest_us = 500, .no_discards = true };
+	void *(*const mains[])(void *) = { stress_access, stress_access, stress_access,
+					   stress_access, stress_discard };
 
 	box_open(&b, setting, (struct engine_config){ .fault_threads = 2, .pass_ns = 2000000 });
-	stress_init(&s, &b);
-	for (unsigned i = 0; i <= STRESS_THREADS; i++) {
-		w[i] = (struct worker){ &s, random + i * 7919 + 1 };
-		pthread_create(&t[i], NULL, i < STRESS_THREADS ? stress_main : discard_main, &w[i]);
+	for (uint64_t i = 0; i < BOX_PAGES; i++) {
+		s.version[i] = 1;
+		box_fill(&b, i, 1);
 	}
+	stress_begin(&s, mains, ARRAY_LEN(mains));
 	vary(&s, env_number("BRIM_STRESS_S", 3));
 	for (unsigned more = 0; more < 60 && !enough(); more++)
 		vary(&s, 1); /* a machine that is busy with other things */
-	s.stop = true;
-	for (unsigned i = 0; i <= STRESS_THREADS; i++)
-		pthread_join(t[i], NULL);
+	stress_end(&s);
 	reclaim_stop(b.e);
-	for (uint64_t i = 0; i < BOX_PAGES; i++)
-		cr_assert(is_version(&s, i), "page %lu", (unsigned long)i);
+	stress_check_all(&s);
 	fprintf(stderr, "%lu accesses, %lu packed, %lu unwatched; huge pages: %lu whole, "
 		"%lu broken, %lu sampled, %lu formed, %lu busy\n", (unsigned long)s.accesses,
 		(unsigned long)counter_get(CTR_engine_packed),

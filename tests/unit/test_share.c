@@ -192,7 +192,7 @@ Test(share, page_that_is_away_is_read_where_it_is)
 
 			if (engine_peek(b.e, i, got) == 0)
 				for (uint64_t k = 0; k < ARRAY_LEN(got); k++)
-					cr_assert(got[k] == (i << 40 ^ (uint64_t)1 << 12 ^ k) || i == 5);
+					cr_assert(got[k] == box_word(i, 1, k) || i == 5);
 			else
 				cr_assert(before == PAGE_GUEST || before == PAGE_FILLED);
 			cr_assert_eq(state_of(&b, i), before);
@@ -209,7 +209,7 @@ static unsigned left[64];
 
 static void note_leaving(void *ctx, uint64_t index, const void *page)
 {
-	left[index] += ((const uint64_t *)page)[1] == (index << 40 ^ (uint64_t)1 << 12 ^ 1);
+	left[index] += ((const uint64_t *)page)[1] == box_word(index, 1, 1);
 }
 
 Test(share, page_nobody_hashed_is_announced_as_it_is_packed)
