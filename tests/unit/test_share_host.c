@@ -71,11 +71,62 @@ static void finish(struct share_host *h)
 	cr_expect_eq(count_fds(), fds_before, "descriptors leaked");
 }
 
-static void enter(struct sharevm *v, struct share_host *h, int pid, const char *group)
+/* Connected, and has said nothing yet. */
+static void knock(struct sharevm *v, struct share_host *h, int pid)
 {
 	sharevm_init(v, h, pid, 1000);
 	sharevm_connect(v);
+}
+
+static void enter(struct sharevm *v, struct share_host *h, int pid, const char *group)
+{
+	knock(v, h, pid);
 	cr_assert_eq(sharevm_hello(v, group, VM_PAGES), WIRE_WELCOME);
+}
+
+/* A host with two VMs of one group. */
+static struct share_host *make_two_with(struct sharevm *a, struct sharevm *b,
+					struct share_host_config cfg)
+{
+	struct share_host *h = make_with(cfg);
+
+	enter(a, h, 1, "blue");
+	enter(b, h, 2, "blue");
+	return h;
+}
+
+static struct share_host *make_two(struct sharevm *a, struct sharevm *b)
+{
+	return make_two_with(a, b, (struct share_host_config){ 0 });
+}
+
+static void finish_two(struct share_host *h, struct sharevm *a, struct sharevm *b)
+{
+	sharevm_end(a);
+	sharevm_end(b);
+	finish(h);
+}
+
+static void reconnect(struct sharevm *v)
+{
+	sharevm_hang_up(v);
+	sharevm_connect(v);
+}
+
+/* Of a message to be sent. */
+static void *entries(struct sharevm *v)
+{
+	return v->out + sizeof(struct wire_head);
+}
+
+/* The i-th entry of a CONTENT to be sent: that content, as the page's. */
+static struct wire_content *put_content(struct sharevm *v, uint32_t i, uint32_t page, uint32_t content)
+{
+	struct wire_content *c = (struct wire_content *)entries(v) + i;
+
+	c->of = (struct wire_page){ .hash = sharevm_hash(v, content), .page = page };
+	memcpy(c->bytes, sharevm_bytes(content), PAGE_BYTES);
+	return c;
 }
 
 static const char *refusal(const struct sharevm *v)
@@ -113,11 +164,9 @@ static uint32_t share_one(struct sharevm *a, uint32_t page_a, struct sharevm *b,
 
 Test(share_host, hello_of_one_group_gets_one_store_and_of_another_another)
 {
-	struct share_host *h = make();
 	struct sharevm a, b, c;
+	struct share_host *h = make_two(&a, &b);
 
-	enter(&a, h, 1, "blue");
-	enter(&b, h, 2, "blue");
 	enter(&c, h, 3, "red/../x");
 	cr_expect_eq(a.welcome.store_id, b.welcome.store_id);
 	cr_expect_eq(a.welcome.seed, b.welcome.seed);
@@ -140,18 +189,15 @@ Test(share_host, hello_of_another_user_is_refused_naming_both)
 	cr_assert_eq(sharevm_hello(&b, "blue", 10), WIRE_REFUSED);
 	cr_expect_str_eq(refusal(&b), "share group blue belongs to user 1000, and VM vm2 runs as user 1001");
 	cr_expect_eq(sharevm_receive(&b), 0);
-	sharevm_end(&a), sharevm_end(&b);
-	finish(h);
+	finish_two(h, &a, &b);
 }
 
 Test(share_host, hello_again_replaces_the_connection_and_keeps_holds)
 {
-	struct share_host *h = make();
 	struct sharevm a, b, again;
+	struct share_host *h = make_two(&a, &b);
 	uint32_t page;
 
-	enter(&a, h, 1, "blue");
-	enter(&b, h, 2, "blue");
 	page = share_one(&a, 5, &b, 6, 77);
 	again = a;
 	again.fd = -1;
@@ -159,9 +205,7 @@ Test(share_host, hello_again_replaces_the_connection_and_keeps_holds)
 	sharevm_say_hello(&again, "blue", VM_PAGES);
 	sharevm_settle(h);
 	cr_expect_eq(sharevm_receive(&a), 0, "the old one is closed");
-	((uint32_t *)(void *)(again.out + sizeof(struct wire_head)))[0] = page;
-	cr_assert_eq(sharevm_send(&again, WIRE_HOLD, 1), 0);
-	cr_assert_eq(sharevm_send(&again, WIRE_HOLD, 0), 0);
+	cr_assert_eq(sharevm_say_holds(&again, &page, 1), 0);
 	cr_assert_eq(sharevm_receive(&again), WIRE_WELCOME);
 	cr_expect_eq(stats(h).held_pages, 2);
 	close(a.fd);
@@ -171,12 +215,10 @@ Test(share_host, hello_again_replaces_the_connection_and_keeps_holds)
 
 Test(share_host, held_and_not_claimed_again_is_dropped_after_reconnecting)
 {
-	struct share_host *h = make();
 	struct sharevm a, b;
+	struct share_host *h = make_two(&a, &b);
 	uint32_t kept, dropped;
 
-	enter(&a, h, 1, "blue");
-	enter(&b, h, 2, "blue");
 	kept = share_one(&a, 5, &b, 6, 77);
 	dropped = share_one(&a, 7, &b, 8, 78);
 	sharevm_hang_up(&a);
@@ -184,25 +226,20 @@ Test(share_host, held_and_not_claimed_again_is_dropped_after_reconnecting)
 	cr_expect_eq(stats(h).held_pages, 4, "they belong to the process");
 	sharevm_connect(&a);
 	sharevm_say_hello(&a, "blue", VM_PAGES);
-	((uint32_t *)(void *)(a.out + sizeof(struct wire_head)))[0] = kept;
-	cr_assert_eq(sharevm_send(&a, WIRE_HOLD, 1), 0);
-	cr_assert_eq(sharevm_send(&a, WIRE_HOLD, 0), 0);
+	cr_assert_eq(sharevm_say_holds(&a, &kept, 1), 0);
 	cr_assert_eq(sharevm_receive(&a), WIRE_WELCOME);
 	sharevm_welcomed(&a);
 	cr_expect_eq(stats(h).held_pages, 3);
 	cr_expect(sharevm_has(&a, kept, 77) && sharevm_has(&b, dropped, 78));
-	sharevm_end(&a), sharevm_end(&b);
-	finish(h);
+	finish_two(h, &a, &b);
 }
 
 /* A VM that was reset: the same process, and nothing of what it had. */
 Test(share_host, process_that_comes_back_without_its_store_holds_nothing)
 {
-	struct share_host *h = make();
 	struct sharevm a, b;
+	struct share_host *h = make_two(&a, &b);
 
-	enter(&a, h, 1, "blue");
-	enter(&b, h, 2, "blue");
 	share_one(&a, 5, &b, 6, 77);
 	sharevm_hang_up(&a);
 	munmap((void *)(uintptr_t)a.store, (size_t)a.welcome.store_pages * PAGE_BYTES);
@@ -212,27 +249,23 @@ Test(share_host, process_that_comes_back_without_its_store_holds_nothing)
 	sharevm_connect(&a);
 	cr_assert_eq(sharevm_hello(&a, "blue", VM_PAGES), WIRE_WELCOME);
 	cr_expect_eq(stats(h).held_pages, 1);
-	sharevm_end(&a), sharevm_end(&b);
-	finish(h);
+	finish_two(h, &a, &b);
 }
 
 /* ---- looking up and sharing ----------------------------------------------------------------- */
 
 Test(share_host, two_vms_share_a_page_and_read_it)
 {
-	struct share_host *h = make();
 	struct sharevm a, b;
+	struct share_host *h = make_two(&a, &b);
 	uint32_t page;
 
-	enter(&a, h, 1, "blue");
-	enter(&b, h, 2, "blue");
 	page = share_one(&a, 5, &b, 6, 1234);
 	cr_expect(sharevm_has(&a, page, 1234));
 	cr_expect(sharevm_has(&b, page, 1234));
 	cr_expect_eq(stats(h).store_pages, 1);
 	cr_expect_eq(stats(h).candidates, 0);
-	sharevm_end(&a), sharevm_end(&b);
-	finish(h);
+	finish_two(h, &a, &b);
 }
 
 Test(share_host, three_vms_get_offers_and_the_fourth_the_page_at_once)
@@ -267,8 +300,7 @@ Test(share_host, groups_do_not_hear_of_one_another)
 	enter(&b, h, 2, "red");
 	cr_expect_eq(sharevm_lookup(&a, 1, 9).kind, WIRE_ALONE);
 	cr_expect_eq(sharevm_lookup(&b, 1, 9).kind, WIRE_ALONE);
-	sharevm_end(&a), sharevm_end(&b);
-	finish(h);
+	finish_two(h, &a, &b);
 }
 
 Test(share_host, page_looked_up_again_is_one_candidate)
@@ -291,11 +323,9 @@ Test(share_host, page_looked_up_again_is_one_candidate)
 
 Test(share_host, candidates_go_with_the_connection)
 {
-	struct share_host *h = make();
 	struct sharevm a, b;
+	struct share_host *h = make_two(&a, &b);
 
-	enter(&a, h, 1, "blue");
-	enter(&b, h, 2, "blue");
 	for (uint32_t i = 0; i < 500; i++)
 		sharevm_lookup(&a, i, i);
 	cr_expect_eq(stats(h).candidates, 500);
@@ -303,32 +333,24 @@ Test(share_host, candidates_go_with_the_connection)
 	sharevm_settle(h);
 	cr_expect_eq(stats(h).candidates, 0);
 	cr_expect_eq(sharevm_lookup(&b, 1, 9).kind, WIRE_ALONE);
-	sharevm_end(&a), sharevm_end(&b);
-	finish(h);
+	finish_two(h, &a, &b);
 }
 
 Test(share_host, content_that_is_not_that_of_its_hash_is_not_stored)
 {
-	struct share_host *h = make();
 	struct sharevm a, b;
-	struct wire_content *c;
+	struct share_host *h = make_two(&a, &b);
 
-	enter(&a, h, 1, "blue");
-	enter(&b, h, 2, "blue");
 	sharevm_lookup(&a, 1, 9);
 	cr_assert_eq(sharevm_lookup(&b, 1, 9).kind, WIRE_WANTED);
-	c = (void *)(b.out + sizeof(struct wire_head));
-	c->of = (struct wire_page){ .hash = sharevm_hash(&b, 9), .page = 1 };
-	memcpy(c->bytes, sharevm_bytes(9), PAGE_BYTES);
-	c->bytes[17] ^= 1;
+	put_content(&b, 0, 1, 9)->bytes[17] ^= 1;
 	sharevm_send(&b, WIRE_CONTENT, 1);
 	cr_assert_eq(sharevm_receive(&b), WIRE_ANSWER);
 	cr_expect_eq(((const struct wire_answer *)wire_entries((const void *)b.in))->kind, WIRE_LATER);
 	cr_expect_eq(stats(h).store_pages, 0);
 	cr_expect_eq(sharevm_receive(&a), -EAGAIN, "no offer");
 	cr_expect_eq(counter_get(CTR_brimd_bad_contents), 1);
-	sharevm_end(&a), sharevm_end(&b);
-	finish(h);
+	finish_two(h, &a, &b);
 }
 
 Test(share_host, content_nobody_asked_for_is_not_stored)
@@ -374,13 +396,11 @@ Test(share_host, page_of_thousands_needs_one_content_and_no_crowd)
 
 Test(share_host, last_release_frees_the_page_and_its_memory)
 {
-	struct share_host *h = make();
 	struct sharevm a, b;
+	struct share_host *h = make_two(&a, &b);
 	uint64_t before;
 	uint32_t page;
 
-	enter(&a, h, 1, "blue");
-	enter(&b, h, 2, "blue");
 	before = stats(h).resident_bytes;
 	page = share_one(&a, 5, &b, 6, 77);
 	cr_expect_eq(stats(h).resident_bytes, before + PAGE_BYTES);
@@ -392,62 +412,50 @@ Test(share_host, last_release_frees_the_page_and_its_memory)
 	cr_expect_eq(sharevm_lookup(&a, 5, 77).kind, WIRE_ALONE, "it is known no more");
 	cr_expect_eq(sharevm_release(&a, page), WIRE_REFUSED);
 	cr_expect_str_eq(refusal(&a), "it releases a store page that it does not hold");
-	sharevm_end(&a), sharevm_end(&b);
-	finish(h);
+	finish_two(h, &a, &b);
 }
 
 Test(share_host, release_that_crosses_an_offer_leaves_no_hold)
 {
-	struct share_host *h = make();
 	struct sharevm a, b;
+	struct share_host *h = make_two(&a, &b);
 	uint32_t page;
 
-	enter(&a, h, 1, "blue");
-	enter(&b, h, 2, "blue");
 	cr_assert_eq(sharevm_lookup(&a, 1, 9).kind, WIRE_ALONE);
 	cr_assert_eq(sharevm_lookup(&b, 2, 9).kind, WIRE_WANTED);
 	page = sharevm_content(&b, 2, 9).store_page;
 	sharevm_settle(h); /* an offer is on its way to a, which does not look */
 	cr_assert_eq(stats(h).held_pages, 2);
-	((uint32_t *)(void *)(a.out + sizeof(struct wire_head)))[0] = page;
+	*(uint32_t *)entries(&a) = page;
 	sharevm_send(&a, WIRE_RELEASE, 1);
 	cr_expect_eq(offered(&a, 1), page, "sent before");
 	cr_expect_eq(sharevm_receive(&a), WIRE_RELEASED);
 	cr_expect_eq(stats(h).held_pages, 1);
 	cr_expect_eq(sharevm_lookup(&a, 1, 9).store_page, page, "held anew");
 	cr_expect_eq(stats(h).held_pages, 2);
-	sharevm_end(&a), sharevm_end(&b);
-	finish(h);
+	finish_two(h, &a, &b);
 }
 
 Test(share_host, offer_of_a_page_that_changed_is_not_sent)
 {
-	struct share_host *h = make();
 	struct sharevm a, b;
+	struct share_host *h = make_two(&a, &b);
 	uint64_t before;
 
-	enter(&a, h, 1, "blue");
-	enter(&b, h, 2, "blue");
 	sharevm_lookup(&a, 1, 9);
 	sharevm_lookup(&b, 2, 9);
 	before = counter_get(CTR_brimd_stale_offers);
 	/* a's next look-up is read before the offer could be sent: in one turn. */
-	((struct wire_page *)(void *)(a.out + sizeof(struct wire_head)))[0] =
+	*(struct wire_page *)entries(&a) =
 		(struct wire_page){ .hash = sharevm_hash(&a, 10), .page = 1 };
-	{
-		struct wire_content *c = (void *)(b.out + sizeof(struct wire_head));
-
-		c->of = (struct wire_page){ .hash = sharevm_hash(&b, 9), .page = 2 };
-		memcpy(c->bytes, sharevm_bytes(9), PAGE_BYTES);
-	}
+	(void)put_content(&b, 0, 2, 9);
 	sharevm_send(&b, WIRE_CONTENT, 1);
 	sharevm_send(&a, WIRE_LOOKUP, 1);
 	cr_expect_eq(sharevm_receive(&a), WIRE_ANSWER);
 	cr_expect_eq(sharevm_receive(&a), -EAGAIN, "no offer");
 	cr_expect_eq(counter_get(CTR_brimd_stale_offers), before + 1);
 	cr_expect_eq(stats(h).held_pages, 1);
-	sharevm_end(&a), sharevm_end(&b);
-	finish(h);
+	finish_two(h, &a, &b);
 }
 
 static unsigned recalls(struct sharevm *v, uint32_t page)
@@ -473,12 +481,10 @@ static void pass(struct share_host *h, unsigned ms)
 
 Test(share_host, page_nobody_else_holds_is_recalled_once_until_holders_change)
 {
-	struct share_host *h = make_with((struct share_host_config){ .recall_after_ns = 20 * MS });
 	struct sharevm a, b;
+	struct share_host *h = make_two_with(&a, &b, (struct share_host_config){ .recall_after_ns = 20 * MS });
 	uint32_t page;
 
-	enter(&a, h, 1, "blue");
-	enter(&b, h, 2, "blue");
 	page = share_one(&a, 5, &b, 6, 77);
 	pass(h, 60);
 	cr_expect_eq(recalls(&a, page) + recalls(&b, page), 0, "two hold it");
@@ -491,8 +497,7 @@ Test(share_host, page_nobody_else_holds_is_recalled_once_until_holders_change)
 	sharevm_release(&b, page);
 	pass(h, 80);
 	cr_expect_eq(recalls(&a, page), 1);
-	sharevm_end(&a), sharevm_end(&b);
-	finish(h);
+	finish_two(h, &a, &b);
 }
 
 /* ---- bounds ------------------------------------------------------------------------------------ */
@@ -525,20 +530,18 @@ Test(share_host, store_that_is_full_says_later_and_holds_are_bounded_by_ram)
 		cr_assert_eq(sharevm_lookup(&a, 2, i).kind, WIRE_WANTED);
 		cr_assert_eq(sharevm_content(&a, 2, i).kind, i < room ? WIRE_SAME : WIRE_LATER);
 	}
-	sharevm_init(&b, h, 2, 1000);
-	sharevm_connect(&b);
+	knock(&b, h, 2);
 	cr_assert_eq(sharevm_hello(&b, "blue", 3), WIRE_WELCOME);
 	for (uint32_t i = 0; i < 5; i++)
 		cr_expect_eq(sharevm_lookup(&b, 1, i).kind, i < 3 ? WIRE_SAME : WIRE_LATER);
 	cr_expect_eq(counter_get(CTR_brimd_later_holds), 2);
-	sharevm_end(&a), sharevm_end(&b);
-	finish(h);
+	finish_two(h, &a, &b);
 }
 
 /* `n` pages from `first` on, as pages of the same numbers. */
 static int ask(struct sharevm *v, uint32_t first, uint32_t n)
 {
-	struct wire_page *p = (void *)(v->out + sizeof(struct wire_head));
+	struct wire_page *p = entries(v);
 
 	for (uint32_t i = 0; i < n; i++)
 		p[i] = (struct wire_page){ .hash = sharevm_hash(v, first + i), .page = first + i };
@@ -547,12 +550,8 @@ static int ask(struct sharevm *v, uint32_t first, uint32_t n)
 
 static int give(struct sharevm *v, uint32_t first, uint32_t n)
 {
-	struct wire_content *c = (void *)(v->out + sizeof(struct wire_head));
-
-	for (uint32_t i = 0; i < n; i++) {
-		c[i].of = (struct wire_page){ .hash = sharevm_hash(v, first + i), .page = first + i };
-		memcpy(c[i].bytes, sharevm_bytes(first + i), PAGE_BYTES);
-	}
+	for (uint32_t i = 0; i < n; i++)
+		(void)put_content(v, i, first + i, first + i);
 	return sharevm_send(v, WIRE_CONTENT, n);
 }
 
@@ -580,12 +579,10 @@ static void flood(struct share_host *h, struct sharevm *v, uint32_t pages)
 
 Test(share_host, too_many_offers_end_in_forget)
 {
-	struct share_host *h = make_with((struct share_host_config){ .offers_max = 64 });
 	struct sharevm a, b;
+	struct share_host *h = make_two_with(&a, &b, (struct share_host_config){ .offers_max = 64 });
 	int rc;
 
-	enter(&a, h, 1, "blue");
-	enter(&b, h, 2, "blue");
 	flood(h, &a, 300);
 	for (uint32_t i = 0; i < 200; i += 10) {
 		cr_assert_eq(ask(&b, i, 10), 0);
@@ -602,8 +599,7 @@ Test(share_host, too_many_offers_end_in_forget)
 	while (sharevm_receive(&a) != -EAGAIN)
 		;
 	cr_expect_eq(sharevm_lookup(&a, 3, 3).kind, WIRE_SAME, "it may look all up again");
-	sharevm_end(&a), sharevm_end(&b);
-	finish(h);
+	finish_two(h, &a, &b);
 }
 
 /* ---- hostile ends ---------------------------------------------------------------------------------- */
@@ -613,8 +609,7 @@ static size_t sound(struct sharevm *v, enum wire_type t, unsigned count)
 {
 	memset(v->out, 0, sizeof(v->out));
 	if (t == WIRE_HELLO)
-		*(struct wire_hello *)(void *)(v->out + sizeof(struct wire_head)) =
-			(struct wire_hello){ "x", "blue", 10, 0, 0 };
+		*(struct wire_hello *)entries(v) = (struct wire_hello){ "x", "blue", 10, 0, 0 };
 	return wire_finish((void *)v->out, t, count, 0);
 }
 
@@ -683,28 +678,22 @@ static void send_bad(struct sharevm *v, const struct bad *b)
 
 Test(share_host, bad_messages_are_thrown_out_with_their_reason_and_take_no_hold)
 {
-	struct share_host *h = make();
 	struct sharevm a, b;
+	struct share_host *h = make_two(&a, &b);
 	uint32_t page;
 
-	enter(&a, h, 1, "blue");
-	enter(&b, h, 2, "blue");
 	page = share_one(&a, 5, &b, 6, 77);
 	for (size_t i = 0; i < ARRAY_LEN(bad); i++) {
 		send_bad(&b, &bad[i]);
 		expect_thrown_out(h, &b, bad[i].why);
 		cr_expect_eq(stats(h).held_pages, 2, "row %zu", i);
 		cr_expect(sharevm_has(&b, page, 77));
-		sharevm_hang_up(&b);
-		sharevm_connect(&b);
+		reconnect(&b);
 		sharevm_say_hello(&b, "blue", VM_PAGES);
-		((uint32_t *)(void *)(b.out + sizeof(struct wire_head)))[0] = page;
-		cr_assert_eq(sharevm_send(&b, WIRE_HOLD, 1), 0);
-		cr_assert_eq(sharevm_send(&b, WIRE_HOLD, 0), 0);
+		cr_assert_eq(sharevm_say_holds(&b, &page, 1), 0);
 		cr_assert_eq(sharevm_receive(&b), WIRE_WELCOME, "row %zu", i);
 	}
-	sharevm_end(&a), sharevm_end(&b);
-	finish(h);
+	finish_two(h, &a, &b);
 }
 
 Test(share_host, bad_hellos_are_thrown_out_with_their_reason)
@@ -714,8 +703,7 @@ Test(share_host, bad_hellos_are_thrown_out_with_their_reason)
 	for (size_t i = 0; i < ARRAY_LEN(bad_hello); i++) {
 		struct sharevm v;
 
-		sharevm_init(&v, h, (int)i + 1, 1000);
-		sharevm_connect(&v);
+		knock(&v, h, (int)i + 1);
 		send_bad(&v, &bad_hello[i]);
 		expect_thrown_out(h, &v, bad_hello[i].why);
 		sharevm_end(&v);
@@ -727,32 +715,26 @@ Test(share_host, holds_of_pages_that_are_nobodys_are_refused)
 {
 	static const uint32_t amiss[] = { 0, 1, STORE_FIRST_PAGE - 1, STORE_FIRST_PAGE + 1, 16 * MiB / PAGE_BYTES,
 					  UINT32_MAX };
-	struct share_host *h = make();
 	struct sharevm a, b;
+	struct share_host *h = make_two(&a, &b);
 
-	enter(&a, h, 1, "blue");
-	enter(&b, h, 2, "blue");
 	cr_assert_eq(share_one(&a, 5, &b, 6, 77), STORE_FIRST_PAGE);
 	for (size_t i = 0; i < ARRAY_LEN(amiss); i++) {
-		sharevm_hang_up(&b);
-		sharevm_connect(&b);
+		reconnect(&b);
 		sharevm_say_hello(&b, "blue", VM_PAGES);
-		((uint32_t *)(void *)(b.out + sizeof(struct wire_head)))[0] = amiss[i];
+		*(uint32_t *)entries(&b) = amiss[i];
 		cr_assert_eq(sharevm_send(&b, WIRE_HOLD, 1), 0);
 		expect_thrown_out(h, &b, "a store page that is nobody's");
 		cr_expect_eq(stats(h).held_pages, 2);
 	}
-	sharevm_end(&a), sharevm_end(&b);
-	finish(h);
+	finish_two(h, &a, &b);
 }
 
 Test(share_host, who_does_not_read_is_not_read_from_and_holds_nobody_up)
 {
-	struct share_host *h = make();
 	struct sharevm a, b, c;
+	struct share_host *h = make_two(&a, &b);
 
-	enter(&a, h, 1, "blue");
-	enter(&b, h, 2, "blue");
 	enter(&c, h, 3, "blue");
 	flood(h, &a, 1000);
 	cr_expect_eq(session_at(h, 1)->watch.events, 4 /* EPOLLOUT: not read from */);
@@ -773,11 +755,9 @@ Test(share_host, silence_is_ended_before_and_in_the_middle_of_the_greeting)
 	struct sharevm a, b, c;
 
 	enter(&a, h, 1, "blue");
-	sharevm_init(&b, h, 2, 1000);
-	sharevm_connect(&b);
+	knock(&b, h, 2);
 	enter(&c, h, 3, "blue");
-	sharevm_hang_up(&c);
-	sharevm_connect(&c);
+	reconnect(&c);
 	sharevm_say_hello(&c, "blue", VM_PAGES); /* and no HOLD */
 	pass(h, 250);
 	cr_expect_eq(sharevm_receive(&b), 0);
@@ -795,8 +775,7 @@ Test(share_host, thousands_of_connections_are_bounded_and_hold_nobody_up)
 
 	enter(&a, h, 5001, "blue");
 	for (int i = 0; i < 2000; i++) {
-		sharevm_init(&v[i], h, i + 1, 1000);
-		sharevm_connect(&v[i]);
+		knock(&v[i], h, i + 1);
 		cr_assert_eq(share_host_turn(h, 0), 0);
 		cr_assert(stats(h).sessions <= 130);
 	}
@@ -809,8 +788,7 @@ Test(share_host, thousands_of_connections_are_bounded_and_hold_nobody_up)
 	cr_expect_str_eq(refusal(&v[1992]), "brimd has as many VMs or share groups as it takes");
 	for (int i = 0; i < 2000; i++)
 		sharevm_end(&v[i]);
-	sharevm_end(&a), sharevm_end(&b);
-	finish(h);
+	finish_two(h, &a, &b);
 }
 
 Test(share_host, descriptors_passed_are_closed_whatever_they_are)
@@ -827,8 +805,7 @@ Test(share_host, descriptors_passed_are_closed_whatever_they_are)
 	for (unsigned i = 0; i < ARRAY_LEN(many); i++)
 		many[i] = other;
 	for (unsigned n = 1; n <= 253; n = n * 3 + 1 > 253 && n < 253 ? 253 : n * 3 + 1) {
-		sharevm_init(&v, h, 100, 1000);
-		sharevm_connect(&v);
+		knock(&v, h, 100);
 		cr_assert_eq(sharevm_send_raw(&v, v.out, sound(&v, WIRE_HELLO, 1), many, n), 0);
 		expect_thrown_out(h, &v, n == 1 ? "a descriptor where none is named" : "too many descriptors");
 		sharevm_end(&v);
@@ -869,18 +846,15 @@ Test(share_host, stores_that_are_not_are_refused_and_closed)
 	sharevm_connect(&v);
 	cr_assert_eq(sharevm_hello(&v, "blue", 10), WIRE_REFUSED);
 	cr_expect(strstr(refusal(&v), "not a memfd sealed as stores are"));
-	sharevm_hang_up(&v);
-	sharevm_connect(&v);
+	reconnect(&v);
 	v.welcome.store_id = a.welcome.store_id;
 	cr_assert_eq(sharevm_hello(&v, "blue", 10), WIRE_REFUSED);
 	cr_expect(strstr(refusal(&v), "not the one it is said to be"));
 	v.store_fd = dup(a.store_fd);
-	sharevm_hang_up(&v);
-	sharevm_connect(&v);
+	reconnect(&v);
 	cr_assert_eq(sharevm_hello(&v, "blue", 10), WIRE_REFUSED);
 	cr_expect(strstr(refusal(&v), "was never given that store"));
-	sharevm_hang_up(&v);
-	sharevm_connect(&v);
+	reconnect(&v);
 	cr_assert_eq(sharevm_hello(&v, "red", 10), WIRE_REFUSED);
 	cr_expect(strstr(refusal(&v), "another group's"));
 	close(null);
@@ -892,12 +866,10 @@ Test(share_host, stores_that_are_not_are_refused_and_closed)
 
 Test(share_host, process_that_ends_frees_all_but_what_others_hold)
 {
-	struct share_host *h = make();
 	struct sharevm a, b;
+	struct share_host *h = make_two(&a, &b);
 	uint64_t before;
 
-	enter(&a, h, 1, "blue");
-	enter(&b, h, 2, "blue");
 	before = stats(h).resident_bytes;
 	for (uint32_t i = 0; i < 300; i++)
 		share_one(&a, i, &b, i, i);
