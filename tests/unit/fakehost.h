@@ -88,6 +88,14 @@ static inline void fh_open(struct fakehost *f)
 	fh_open_with(f, BOX_MANUAL, (struct ksm_config){ .pass_ns = 1000000 });
 }
 
+/* brimd ends the connection, or it is gone already. */
+static inline void fh_hang_up(struct fakehost *f)
+{
+	if (f->fd >= 0)
+		close(f->fd);
+	f->fd = -1;
+}
+
 static inline void fh_close(struct fakehost *f)
 {
 	struct ksm *k = f->k;
@@ -99,8 +107,7 @@ static inline void fh_close(struct fakehost *f)
 				       atomic_load(&f->b.e->pages.in_state[PAGE_SHARED]));
 	box_close(&f->b);
 	ksm_destroy(&f->k);
-	if (f->fd >= 0)
-		close(f->fd);
+	fh_hang_up(f);
 	munmap(f->store, FH_STORE_PAGES << PAGE_SHIFT);
 	close(f->store_fd);
 }
@@ -210,6 +217,12 @@ static inline void fh_connect(struct fakehost *f)
 	fh_step_until(f, CTR_share_connects, before + 1);
 }
 
+static inline void fh_open_connected(struct fakehost *f)
+{
+	fh_open(f);
+	fh_connect(f);
+}
+
 /* The client has closed its end. */
 static inline bool fh_hung_up(struct fakehost *f)
 {
@@ -230,6 +243,15 @@ static inline void fh_cool(struct fakehost *f)
 		engine_pass(f->b.e);
 }
 
+/* n pages from `from` on are filled, and looked up. */
+static inline const void *fh_fill(struct fakehost *f, uint64_t from, uint64_t n)
+{
+	for (uint64_t i = from; i < from + n; i++)
+		box_fill(&f->b, i, 1);
+	fh_cool(f);
+	return fh_expect(f, WIRE_LOOKUP);
+}
+
 /* As box_fill() would have it in page `index`, in the store. */
 static inline void fh_store(struct fakehost *f, uint32_t store_page, uint64_t index,
 			    uint64_t version)
@@ -237,7 +259,7 @@ static inline void fh_store(struct fakehost *f, uint32_t store_page, uint64_t in
 	uint64_t *w = (uint64_t *)(f->store + ((uint64_t)store_page << PAGE_SHIFT));
 
 	for (unsigned i = 0; i < PAGE_BYTES / sizeof(*w); i++)
-		w[i] = index << 40 ^ version << 12 ^ i;
+		w[i] = box_word(index, version, i);
 }
 
 /* That fh_share() shared with the n-th store page. */
@@ -248,8 +270,7 @@ static inline bool fh_has_shared(struct fakehost *f, uint64_t n)
 
 static inline enum page_state fh_state(struct fakehost *f, uint64_t index)
 {
-	box_settle(&f->b);
-	return f->b.e->pages.page[index].state;
+	return box_entry(&f->b, index).state;
 }
 
 /* Answers a LOOKUP, all of one kind: SAME counts store pages from `first` on. */

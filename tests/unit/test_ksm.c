@@ -4,9 +4,9 @@
  */
 #include "tests/unit/fakehost.h"
 
-static void check_hello(const struct fakehost *f, bool has_store)
+static void expect_hello(struct fakehost *f, bool has_store)
 {
-	const struct wire_hello *h = wire_entries(f->m);
+	const struct wire_hello *h = fh_expect(f, WIRE_HELLO);
 
 	cr_assert_str_eq(h->vm, "vm");
 	cr_assert_str_eq(h->group, "g");
@@ -14,6 +14,15 @@ static void check_hello(const struct fakehost *f, bool has_store)
 	cr_assert_eq(h->has_store, has_store);
 	cr_assert_eq(h->store_id, has_store ? FH_ID : 0);
 	cr_assert_eq(f->got_fd >= 0, has_store);
+}
+
+static void refuse(struct fakehost *f, const char *why)
+{
+	struct wire_refused r = { "" };
+
+	snprintf(r.why, sizeof(r.why), "%s", why);
+	fh_send(f, WIRE_REFUSED, &r, 1);
+	cr_assert(fh_hung_up(f));
 }
 
 static enum ksm_state state(struct fakehost *f)
@@ -30,8 +39,7 @@ Test(ksm, hello_says_who_it_is_and_welcome_connects)
 
 	fh_open(&f);
 	cr_assert_eq(state(&f), KSM_WAITING);
-	fh_expect(&f, WIRE_HELLO);
-	check_hello(&f, false);
+	expect_hello(&f, false);
 	cr_assert_eq(state(&f), KSM_JOINING);
 	fh_welcome(&f);
 	fh_step_until(&f, CTR_share_connects, 1);
@@ -69,8 +77,7 @@ Test(ksm, store_that_is_none_is_refused_and_another_taken)
 		struct wire_welcome w = { .store_id = bad[i].id, .store_pages = bad[i].pages };
 		int fd = bad[i].bytes ? fh_memfd(bad[i].bytes, bad[i].seals) : -1;
 
-		fh_expect(&f, WIRE_HELLO);
-		check_hello(&f, false);
+		expect_hello(&f, false);
 		fh_send_fd(&f, WIRE_WELCOME, &w, 1, fd);
 		fh_step_until(&f, CTR_share_bad_stores, i + 1);
 		cr_assert(fh_hung_up(&f));
@@ -106,8 +113,7 @@ Test(ksm, cold_page_the_store_has_is_given_up_and_comes_back)
 {
 	static struct fakehost f;
 
-	fh_open(&f);
-	fh_connect(&f);
+	fh_open_connected(&f);
 	fh_share(&f, 40);
 	for (unsigned i = 0; i < 40; i++) {
 		cr_assert_eq(fh_state(&f, i * FH_APART), PAGE_STORED);
@@ -124,11 +130,8 @@ Test(ksm, hash_is_that_of_the_page_with_the_seed)
 	const struct wire_page *p;
 	XXH128_hash_t x;
 
-	fh_open(&f);
-	fh_connect(&f);
-	box_fill(&f.b, 9, 1);
-	fh_cool(&f);
-	p = fh_expect(&f, WIRE_LOOKUP);
+	fh_open_connected(&f);
+	p = fh_fill(&f, 9, 1);
 	x = XXH3_128bits_withSeed(box_at(&f.b, 9), PAGE_BYTES, FH_SEED);
 	cr_assert_eq(f.m->count, 1);
 	cr_assert_eq(p->page, 9);
@@ -144,8 +147,7 @@ Test(ksm, store_page_that_differs_is_not_used_and_released)
 	static struct fakehost f;
 	const struct wire_store_page *p;
 
-	fh_open(&f);
-	fh_connect(&f);
+	fh_open_connected(&f);
 	box_fill(&f.b, 3, 1);
 	fh_store(&f, 8, 3, 2);
 	fh_cool(&f);
@@ -164,8 +166,7 @@ Test(ksm, page_used_no_more_is_released_once)
 	static struct fakehost f;
 	const struct wire_store_page *p;
 
-	fh_open(&f);
-	fh_connect(&f);
+	fh_open_connected(&f);
 	fh_share(&f, 3);
 	cr_assert(fh_has_shared(&f, 2));
 	p = fh_expect(&f, WIRE_RELEASE);
@@ -186,8 +187,7 @@ Test(ksm, zeroes_are_given_up_without_a_word)
 {
 	static struct fakehost f;
 
-	fh_open(&f);
-	fh_connect(&f);
+	fh_open_connected(&f);
 	memset(box_at(&f.b, 5), 0, PAGE_BYTES);
 	memset(box_at(&f.b, 6), 0, PAGE_BYTES);
 	fh_cool(&f);
@@ -201,12 +201,8 @@ Test(ksm, wanted_bytes_are_sent_and_become_the_stores)
 	static struct fakehost f;
 	const struct wire_content *c;
 
-	fh_open(&f);
-	fh_connect(&f);
-	for (unsigned i = 0; i < 20; i++)
-		box_fill(&f.b, i, 1);
-	fh_cool(&f);
-	fh_expect(&f, WIRE_LOOKUP);
+	fh_open_connected(&f);
+	fh_fill(&f, 0, 20);
 	fh_answer(&f, WIRE_WANTED, 0);
 	for (unsigned done = 0; done < 20; done += f.m->count) {
 		c = fh_expect(&f, WIRE_CONTENT);
@@ -226,12 +222,8 @@ Test(ksm, wanted_page_that_changed_is_not_sent)
 	static struct fakehost f;
 	const struct wire_content *c;
 
-	fh_open(&f);
-	fh_connect(&f);
-	box_fill(&f.b, 1, 1);
-	box_fill(&f.b, 2, 1);
-	fh_cool(&f);
-	fh_expect(&f, WIRE_LOOKUP);
+	fh_open_connected(&f);
+	fh_fill(&f, 1, 2);
 	box_at(&f.b, 1)[77]++;
 	fh_answer(&f, WIRE_WANTED, 0);
 	c = fh_expect(&f, WIRE_CONTENT);
@@ -246,8 +238,7 @@ Test(ksm, bytes_of_one_hash_are_sent_once)
 {
 	static struct fakehost f;
 
-	fh_open(&f);
-	fh_connect(&f);
+	fh_open_connected(&f);
 	for (unsigned i = 0; i < 30; i++)
 		memset(box_at(&f.b, i), 7, PAGE_BYTES);
 	fh_cool(&f);
@@ -264,8 +255,7 @@ Test(ksm, offered_page_is_shared)
 	struct wire_offer o[] = { { 4, 1 }, { 2, 2 }, { 3, 3 } };
 	static struct fakehost f;
 
-	fh_open(&f);
-	fh_connect(&f);
+	fh_open_connected(&f);
 	for (unsigned i = 2; i < 5; i++)
 		box_fill(&f.b, i, 1);
 	fh_store(&f, 1, 4, 1);
@@ -287,11 +277,8 @@ Test(ksm, page_for_which_there_was_no_room_is_looked_up_again)
 {
 	static struct fakehost f;
 
-	fh_open(&f);
-	fh_connect(&f);
-	box_fill(&f.b, 1, 1);
-	fh_cool(&f);
-	fh_expect(&f, WIRE_LOOKUP);
+	fh_open_connected(&f);
+	fh_fill(&f, 1, 1);
 	fh_answer(&f, WIRE_LATER, 0);
 	fh_silence(&f, 20);
 	f.k->later_at_ns = now_ns();
@@ -306,12 +293,8 @@ Test(ksm, forget_has_all_looked_up_again)
 {
 	static struct fakehost f;
 
-	fh_open(&f);
-	fh_connect(&f);
-	for (unsigned i = 0; i < 10; i++)
-		box_fill(&f.b, i, 1);
-	fh_cool(&f);
-	fh_expect(&f, WIRE_LOOKUP);
+	fh_open_connected(&f);
+	fh_fill(&f, 0, 10);
 	fh_answer(&f, WIRE_ALONE, 0);
 	fh_silence(&f, 20);
 	fh_send(&f, WIRE_FORGET, NULL, 0);
@@ -327,8 +310,7 @@ Test(ksm, naming_that_crosses_a_release_is_not_used)
 	struct wire_offer o = { 7, 1 };
 	static struct fakehost f;
 
-	fh_open(&f);
-	fh_connect(&f);
+	fh_open_connected(&f);
 	fh_share(&f, 1);
 	box_fill(&f.b, 7, 1);
 	cr_assert(box_has(&f.b, 0, 1));
@@ -350,8 +332,7 @@ Test(ksm, page_named_again_before_its_release_is_not_released)
 	struct wire_offer o = { 7, 1 };
 	static struct fakehost f;
 
-	fh_open(&f);
-	fh_connect(&f);
+	fh_open_connected(&f);
 	fh_share(&f, 1);
 	memcpy(box_at(&f.b, 7), f.store + PAGE_BYTES, PAGE_BYTES);
 	cr_assert(box_has(&f.b, 0, 1)); /* count 0, in the list */
@@ -368,8 +349,7 @@ Test(ksm, recalled_page_comes_back_where_only_one_of_ours_uses_it)
 	struct wire_offer o = { 9, 2 };
 	static struct fakehost f;
 
-	fh_open(&f);
-	fh_connect(&f);
+	fh_open_connected(&f);
 	fh_share(&f, 3);
 	memcpy(box_at(&f.b, 9), f.store + 2 * PAGE_BYTES, PAGE_BYTES); /* as the second */
 	fh_send(&f, WIRE_OFFER, &o, 1);
@@ -431,17 +411,13 @@ static const struct bad_message bad_messages[] = {
 static void come_to(struct fakehost *f, int when)
 {
 	if (when == OPEN_ASKED) {
-		box_fill(&f->b, 0, 1);
-		fh_cool(f);
-		fh_expect(f, WIRE_LOOKUP);
+		fh_fill(f, 0, 1);
 	} else if (when == OPEN_RELEASING) {
 		cr_assert(box_has(&f->b, 20, 1));
 		fh_expect(f, WIRE_RELEASE);
 	} else if (when == JOINING) {
-		close(f->fd);
-		f->fd = -1;
-		fh_expect(f, WIRE_HELLO);
-		check_hello(f, true);
+		fh_hang_up(f);
+		expect_hello(f, true);
 		fh_expect(f, WIRE_HOLD);
 		fh_expect(f, WIRE_HOLD);
 		cr_assert_eq(f->m->count, 0);
@@ -469,8 +445,7 @@ Test(ksm, message_that_must_not_be_ends_the_connection_and_nothing_else)
 		struct ksm_status s;
 		uint64_t shared = counter_get(CTR_engine_shared);
 
-		fh_open(&f);
-		fh_connect(&f);
+		fh_open_connected(&f);
 		box_fill(&f.b, 20, 1);
 		fh_store(&f, 400, 20, 1);
 		fh_send(&f, WIRE_OFFER, &o, 1);
@@ -481,8 +456,7 @@ Test(ksm, message_that_must_not_be_ends_the_connection_and_nothing_else)
 		ksm_status(f.k, &s);
 		cr_assert_eq(s.state, KSM_REFUSED);
 		cr_assert(strstr(s.why, b->why), "%u: %s, not %s", i, s.why, b->why);
-		fh_expect(&f, WIRE_HELLO); /* again */
-		check_hello(&f, true);
+		expect_hello(&f, true); /* again */
 		cr_assert(box_has(&f.b, 20, 1));
 		fh_close(&f);
 	}
@@ -514,14 +488,11 @@ Test(ksm, new_connection_brings_the_store_and_what_is_used_of_it)
 	static struct fakehost f;
 	const struct wire_store_page *p;
 
-	fh_open(&f);
-	fh_connect(&f);
+	fh_open_connected(&f);
 	fh_share(&f, 5);
 	cr_assert(fh_has_shared(&f, 3)); /* store page 3 is used no more */
-	close(f.fd);
-	f.fd = -1;
-	fh_expect(&f, WIRE_HELLO);
-	check_hello(&f, true);
+	fh_hang_up(&f);
+	expect_hello(&f, true);
 	p = fh_expect(&f, WIRE_HOLD);
 	cr_assert_eq(f.m->count, 4);
 	for (unsigned i = 0; i < 4; i++)
@@ -529,7 +500,7 @@ Test(ksm, new_connection_brings_the_store_and_what_is_used_of_it)
 	fh_expect(&f, WIRE_HOLD);
 	cr_assert_eq(f.m->count, 0);
 	fh_welcome(&f);
-		fh_silence(&f, 20); /* page 3 is not released: it was not held any more */
+	fh_silence(&f, 20); /* page 3 is not released: it was not held any more */
 	for (unsigned i = 0; i < 5; i++)
 		cr_assert(fh_has_shared(&f, i + 1));
 	fh_close(&f);
@@ -539,13 +510,11 @@ Test(ksm, release_that_was_under_way_is_not_said_again)
 {
 	static struct fakehost f;
 
-	fh_open(&f);
-	fh_connect(&f);
+	fh_open_connected(&f);
 	fh_share(&f, 2);
 	cr_assert(box_has(&f.b, 0, 1));
 	fh_expect(&f, WIRE_RELEASE);
-	close(f.fd);
-	f.fd = -1;
+	fh_hang_up(&f);
 	fh_expect(&f, WIRE_HELLO);
 	fh_expect(&f, WIRE_HOLD);
 	cr_assert_eq(f.m->count, 1);
@@ -562,13 +531,9 @@ Test(ksm, question_that_was_never_answered_is_asked_anew)
 {
 	static struct fakehost f;
 
-	fh_open(&f);
-	fh_connect(&f);
-	box_fill(&f.b, 1, 1);
-	fh_cool(&f);
-	fh_expect(&f, WIRE_LOOKUP);
-	close(f.fd);
-	f.fd = -1;
+	fh_open_connected(&f);
+	fh_fill(&f, 1, 1);
+	fh_hang_up(&f);
 	fh_expect(&f, WIRE_HELLO);
 	fh_expect(&f, WIRE_HOLD);
 	fh_welcome(&f);
@@ -581,10 +546,8 @@ Test(ksm, engine_looks_for_cold_pages_only_while_connected)
 {
 	static struct fakehost f;
 
-	fh_open(&f);
-	fh_connect(&f);
-	close(f.fd);
-	f.fd = -1;
+	fh_open_connected(&f);
+	fh_hang_up(&f);
 	fh_step_until(&f, CTR_share_disconnects, 1);
 	cr_assert_eq(f.b.e->ages_ns, 0);
 	fh_close(&f);
@@ -592,17 +555,16 @@ Test(ksm, engine_looks_for_cold_pages_only_while_connected)
 
 Test(ksm, refusal_is_kept_and_tried_again_slowly)
 {
-	struct wire_refused r = { "share group g belongs to user 7" };
+	const char *why = "share group g belongs to user 7";
 	static struct fakehost f;
 	struct ksm_status s;
 
 	fh_open_with(&f, BOX_MANUAL, (struct ksm_config){ .retry_ns = 20000000 });
 	fh_expect(&f, WIRE_HELLO);
-	fh_send(&f, WIRE_REFUSED, &r, 1);
-	cr_assert(fh_hung_up(&f));
+	refuse(&f, why);
 	ksm_status(f.k, &s);
 	cr_assert_eq(s.state, KSM_REFUSED);
-	cr_assert_str_eq(s.why, r.why);
+	cr_assert_str_eq(s.why, why);
 	cr_assert_gt(f.k->retry_at_ns, now_ns() + 100000000);
 	fh_expect(&f, WIRE_HELLO);
 	cr_assert_eq(state(&f), KSM_REFUSED);
@@ -615,22 +577,17 @@ Test(ksm, refusal_is_kept_and_tried_again_slowly)
 /* Its store is one brimd does not know, and no page is in it: another will do. */
 Test(ksm, store_nobody_uses_is_given_up_where_brimd_refuses_it)
 {
-	struct wire_refused r = { "never heard of that store" };
+	const char *why = "never heard of that store";
 	static struct fakehost f;
 
-	fh_open(&f);
-	fh_connect(&f);
-	close(f.fd);
-	f.fd = -1;
-	fh_expect(&f, WIRE_HELLO);
-	check_hello(&f, true);
-	fh_send(&f, WIRE_REFUSED, &r, 1);
-	cr_assert(fh_hung_up(&f));
+	fh_open_connected(&f);
+	fh_hang_up(&f);
+	expect_hello(&f, true);
+	refuse(&f, why);
 	munmap(f.store, FH_STORE_PAGES << PAGE_SHIFT);
 	close(f.store_fd);
 	fh_make_store(&f);
-	fh_expect(&f, WIRE_HELLO);
-	check_hello(&f, false);
+	expect_hello(&f, false);
 	fh_welcome(&f);
 	fh_step_until(&f, CTR_share_connects, 2);
 	fh_share(&f, 5);
@@ -641,20 +598,15 @@ Test(ksm, store_nobody_uses_is_given_up_where_brimd_refuses_it)
 
 Test(ksm, store_in_use_is_kept_whatever_brimd_says)
 {
-	struct wire_refused r = { "never heard of that store" };
+	const char *why = "never heard of that store";
 	static struct fakehost f;
 
-	fh_open(&f);
-	fh_connect(&f);
+	fh_open_connected(&f);
 	fh_share(&f, 2);
 	for (unsigned i = 0; i < 4; i++) {
-		if (f.fd >= 0)
-			close(f.fd);
-		f.fd = -1;
-		fh_expect(&f, WIRE_HELLO);
-		check_hello(&f, true);
-		fh_send(&f, WIRE_REFUSED, &r, 1);
-		cr_assert(fh_hung_up(&f));
+		fh_hang_up(&f);
+		expect_hello(&f, true);
+		refuse(&f, why);
 	}
 	cr_assert(fh_has_shared(&f, 1) && fh_has_shared(&f, 2));
 	fh_close(&f);
@@ -667,8 +619,7 @@ Test(ksm, packed_page_is_looked_up_and_shared_where_it_is)
 	static struct fakehost f;
 	const struct wire_content *c;
 
-	fh_open(&f);
-	fh_connect(&f);
+	fh_open_connected(&f);
 	for (unsigned i = 0; i < 50; i++)
 		box_fill(&f.b, i, 1);
 	box_push_out(&f.b, 50);
@@ -699,8 +650,7 @@ Test(ksm, more_leaving_pages_than_there_is_room_for_are_let_go)
 {
 	static struct fakehost f;
 
-	fh_open(&f);
-	fh_connect(&f);
+	fh_open_connected(&f);
 	for (unsigned i = 0; i < RING_PAGES + 100; i++)
 		box_fill(&f.b, i, 1);
 	while (f.b.held < RING_PAGES + 100)
@@ -738,10 +688,7 @@ Test(ksm, pages_a_second_are_a_bound)
 
 	fh_open_with(&f, BOX_MANUAL, (struct ksm_config){ .pages_per_s = 100, .pass_ns = 1000000 });
 	fh_connect(&f);
-	for (unsigned i = 0; i < 200; i++)
-		box_fill(&f.b, i, 1);
-	fh_cool(&f);
-	fh_expect(&f, WIRE_LOOKUP);
+	fh_fill(&f, 0, 200);
 	cr_assert_eq(f.m->count, 200);
 	cr_assert_gt(f.k->rest_until_ns, now_ns() + 1500000000);
 	fh_answer(&f, WIRE_ALONE, 0);
