@@ -212,6 +212,19 @@ static inline bool box_has(struct box *b, uint64_t index, uint64_t version)
 	return i == PAGE_BYTES / sizeof(*w);
 }
 
+/* Version 1, of n pages. */
+static inline void box_fill_all(struct box *b, uint64_t from, uint64_t n)
+{
+	for (uint64_t i = from; i < from + n; i++)
+		box_fill(b, i, 1);
+}
+
+static inline void box_check_all(struct box *b, uint64_t from, uint64_t n)
+{
+	for (uint64_t i = from; i < from + n; i++)
+		cr_assert(box_has(b, i, 1), "page %lu", (unsigned long)i);
+}
+
 /* Enough rounds to get `pages` packed out of otherwise idle memory. */
 static inline void box_push_out(struct box *b, uint64_t pages)
 {

@@ -3,6 +3,9 @@
 #ifndef BRIM_TESTS_STOREBOX_H
 #define BRIM_TESTS_STOREBOX_H
 
+#include <sys/wait.h>
+#include <unistd.h>
+
 #include "tests/unit/membox.h"
 
 static struct {
@@ -68,6 +71,32 @@ static inline void store_first(struct mm_same *list, uint64_t from, uint32_t n, 
 static inline enum page_state state_of(struct box *b, uint64_t index)
 {
 	return box_entry(b, index).state;
+}
+
+/* ---- a VM that the store's loss ends ------------------------------------------------- */
+
+static const char *lost_page; /* as the reason has it */
+
+static inline void ends_well(void *ctx, const char *why)
+{
+	/* not to Criterion, whose child this is not */
+	fprintf(stderr, "%s\n", why);
+	_exit(strstr(why, lost_page) && strstr(why, "the store") ? 0 : 3);
+}
+
+/* `vm` gives its engine ends_well(), and touches that page. */
+static inline void expect_end_by_name(void (*vm)(void), const char *page)
+{
+	pid_t child = fork();
+	int status;
+
+	lost_page = page;
+	if (child == 0) {
+		vm();
+		_exit(5);
+	}
+	cr_assert_eq(waitpid(child, &status, 0), child);
+	cr_assert(WIFEXITED(status) && WEXITSTATUS(status) == 0, "status %x", (unsigned)status);
 }
 
 #endif

@@ -63,14 +63,12 @@ static void open_box(struct box *b)
 
 static void fill_first(struct box *b, uint64_t n)
 {
-	for (uint64_t i = 0; i < n; i++)
-		box_fill(b, i, 1);
+	box_fill_all(b, 0, n);
 }
 
 static void check_first(struct box *b, uint64_t n)
 {
-	for (uint64_t i = 0; i < n; i++)
-		cr_assert(box_has(b, i, 1), "page %lu", (unsigned long)i);
+	box_check_all(b, 0, n);
 }
 
 static struct engine_stats stats(struct box *b)

@@ -31,14 +31,12 @@ static unsigned vmas(struct box *b)
 
 static void fill_chunks(struct box *b, uint64_t from, uint64_t to)
 {
-	for (uint64_t i = from * CHUNK_PAGES; i < to * CHUNK_PAGES; i++)
-		box_fill(b, i, 1);
+	box_fill_all(b, from * CHUNK_PAGES, (to - from) * CHUNK_PAGES);
 }
 
 static void check_chunks(struct box *b, uint64_t from, uint64_t to)
 {
-	for (uint64_t i = from * CHUNK_PAGES; i < to * CHUNK_PAGES; i++)
-		cr_assert(box_has(b, i, 1), "page %lu", (unsigned long)i);
+	box_check_all(b, from * CHUNK_PAGES, (to - from) * CHUNK_PAGES);
 }
 
 /* A VM of huge pages, n of them touched; skips where the host gives none. */
