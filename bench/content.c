@@ -281,7 +281,7 @@ int guest_open(struct guest *g, uint64_t bytes, struct err *e)
 {
 	char path[64];
 	struct swap_disk_config disk = { .path = path, .force = true };
-	struct engine_config cfg = { .reads_ahead = true, .tier = g->on_disk ? &swap_tier_disk : &swap_tier,
+	struct engine_config cfg = { .tier = g->on_disk ? &swap_tier_disk : &swap_tier,
 				     .manual = true };
 	int rc = ram_create(&g->ram, &(struct ram_config){ .size_bytes = bytes,
 							   .huge = RAM_HUGE_NEVER }, e);

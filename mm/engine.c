@@ -375,7 +375,6 @@ int engine_create(struct engine **out, const struct engine_config *cfg, struct e
 	e->fatal_ctx = cfg->fatal_ctx;
 	e->pass_ns = cfg->pass_ns ? cfg->pass_ns : PASS_NS;
 	e->manual = cfg->manual;
-	e->reads_ahead = cfg->reads_ahead;
 	e->base = ram_slot(e->ram, 0)->hva;
 	e->uffd = e->pagemap = e->map.uffd = -1;
 	e->touchers = cfg->touchers;

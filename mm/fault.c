@@ -462,7 +462,7 @@ static void plan_ahead(struct engine *e, struct chunk *c, uint64_t index, struct
 	uint64_t end = (index / CHUNK_PAGES + 1) * CHUNK_PAGES, at = index;
 	const struct page *p = e->pages.page;
 
-	if (!e->reads_ahead || c->around < AROUND_MAX)
+	if (c->around < AROUND_MAX)
 		return;
 	if (end > index + AHEAD_PAGES)
 		end = index + AHEAD_PAGES;

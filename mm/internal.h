@@ -121,7 +121,6 @@ struct engine {
 	void *fatal_ctx;
 	uint64_t pass_ns;
 	bool manual;        /* a pass in every round: tests */
-	bool reads_ahead;
 	uint8_t *base;      /* of guest RAM, dense */
 	uint8_t *staging;   /* starts on 2 MiB, and is a multiple of it */
 	void *staging_map;

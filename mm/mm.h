@@ -260,7 +260,6 @@ struct engine_config {
 	uint64_t staging_bytes;       /* 0: 1/64 of RAM, at least 8 MiB */
 	uint64_t pass_ns;             /* between passes while over the limit; 0: 100 ms */
 	bool manual;                  /* no reclaimer thread: tests call engine_tick() */
-	bool reads_ahead;             /* of a sequential reader, on disk */
 	/* A page cannot be brought back: `why` names page, tier and reason.  Called
 	 * once, from any thread; the touched page stays missing, so end the VM. */
 	void (*fatal)(void *ctx, const char *why);

@@ -121,13 +121,6 @@ int memory_make(struct machine *m, struct err *e)
 	};
 	int rc = v->encrypt ? forbid_core_dumps(e) : 0;
 
-	/* Deltas, refining and reads ahead are off beside a swap file: guests under load there were
-	 * seen to end or stand still with them, and why is not known yet. */
-	if (sc.disk) {
-		sc.delta = SWAP_DELTA_OFF;
-		sc.refine = SWAP_REFINE_OFF;
-	}
-
 	if (!rc)
 		rc = swap_create(&m->swap, &sc, e);
 	if (!rc)

@@ -245,7 +245,7 @@ static void box_close(struct box *b)
 	close(b->copies.fd);
 }
 
-#define MANUAL ((struct engine_config){ .manual = true, .fault_threads = 2, .reads_ahead = true })
+#define MANUAL ((struct engine_config){ .manual = true, .fault_threads = 2 })
 
 static uint64_t *at(struct box *b, uint64_t index)
 {
@@ -948,7 +948,7 @@ Test(read, stress_with_moves_and_discards_finds_every_byte)
 	struct worker k[WORKERS + 1];
 	uint64_t seed = seed_of_run();
 
-	box_open(&s.b, (struct engine_config){ .fault_threads = 2, .pass_ns = 2000000, .reads_ahead = true });
+	box_open(&s.b, (struct engine_config){ .fault_threads = 2, .pass_ns = 2000000 });
 	for (unsigned i = 0; i < STRESS_PAGES; i++)
 		pthread_mutex_init(&s.page_lock[i], NULL);
 	engine_limit(s.b.e, 2 * MiB);
