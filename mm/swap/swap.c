@@ -222,12 +222,15 @@ static uint32_t pack(struct swap *s, const void *page)
 	return n > 0 ? (uint32_t)n : 0;
 }
 
+/* Nothing of how it was packed before may stay: a flag that did would be summed up with it,
+ * and be believed. */
 void swap_pack_alone(struct swap *s, const void *page, struct packed *k)
 {
-	k->bytes = pack(s, page);
-	k->data = k->bytes ? s->out : page;
-	k->bytes = k->bytes ? k->bytes : OBJECT_BYTES_MAX;
-	k->is_delta = false;
+	uint32_t bytes = pack(s, page);
+
+	*k = (struct packed){ .owner = k->owner, .state = k->state,
+			      .bytes = bytes ? bytes : OBJECT_BYTES_MAX,
+			      .data = bytes ? s->out : page };
 	k->sum = swap_checksum(k);
 }
 

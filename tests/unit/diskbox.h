@@ -20,11 +20,19 @@
 /* ---- pages ------------------------------------------------------------------- */
 
 static unsigned families; /* 0: no two pages are alike */
+static bool lettered;     /* what is alike is of letters, so that it can be refined too */
 
-/* Some words of it are its own, where pages are alike. */
+/* Some words of it are its own, where pages are alike.  Of such a delta refining cannot make
+ * less, of letters it can: every third has some. */
 static inline void make_differ(struct page *page, uint64_t seed)
 {
 	uint64_t state = seed;
+	struct page own;
+
+	if (lettered && seed % 3 == 0) {
+		text(&own, seed, 600);
+		memcpy(page->b + seed % 1000, own.b, 600);
+	}
 
 	for (unsigned i = 0; i < 24; i++) {
 		uint64_t v = mix(&state);
@@ -38,7 +46,10 @@ static inline void make_page(struct page *page, uint64_t seed, size_t noise)
 {
 	bool alike = families && noise && noise != RAW_NOISE;
 
-	packable(page, alike ? seed % families : seed, noise);
+	if (alike && lettered)
+		text(page, seed % families, noise);
+	else
+		packable(page, alike ? seed % families : seed, noise);
 	if (alike)
 		make_differ(page, seed);
 }

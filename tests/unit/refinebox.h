@@ -10,16 +10,6 @@
 
 /* ---- pages ----------------------------------------------------------------------- */
 
-/* n bytes of eight letters, then one letter: LZ4 takes some n bytes, zstd half. */
-static inline void text(struct page *page, uint64_t seed, size_t n)
-{
-	uint64_t state = seed;
-
-	memset(page->b, (int)(seed % 200 + 1), sizeof(page->b));
-	for (size_t i = 0; i < n; i++)
-		page->b[i] = "etaoinsh"[mix(&state) % 8];
-}
-
 /* The text of its family, with some words of its own. */
 static inline void relative(struct page *page, uint64_t family, uint64_t member)
 {

@@ -34,6 +34,16 @@ static inline void packable(struct page *page, uint64_t seed, size_t noise)
 	random_bytes(page->b, noise, &state);
 }
 
+/* n bytes of eight letters, then one letter: LZ4 takes some n bytes, zstd half. */
+static inline void text(struct page *page, uint64_t seed, size_t n)
+{
+	uint64_t state = seed;
+
+	memset(page->b, (int)(seed % 200 + 1), sizeof(page->b));
+	for (size_t i = 0; i < n; i++)
+		page->b[i] = "etaoinsh"[mix(&state) % 8];
+}
+
 static inline bool same(const struct page *a, const struct page *b)
 {
 	return memcmp(a->b, b->b, sizeof(a->b)) == 0;

@@ -29,18 +29,21 @@ static void random_put(unsigned owner)
 	}
 }
 
+static void random_drop(unsigned owner, unsigned n)
+{
+	for (; n > 0; n--, owner = (owner + 1) % PAGES)
+		if (sh->ref[owner].v)
+			drop(owner);
+}
+
 static void random_step(void)
 {
 	unsigned owner = (unsigned)(mix(&sh->random) % PAGES), what = mix(&sh->random) % 1000;
-	unsigned drops = sh->random / 7 % 2 ? 12 : 25;
 
 	if (what < 450)
 		random_put(owner);
 	else if (what < 900)
-		for (unsigned i = 0; i < drops; i++, owner = (owner + 1) % PAGES) {
-			if (sh->ref[owner].v)
-				drop(owner);
-		}
+		random_drop(owner, sh->random / 7 % 2 ? 12 : 25);
 	else if (what < 960 && sh->ref[owner].v)
 		check_page(owner);
 	else if (what < 970)
@@ -49,7 +52,12 @@ static void random_step(void)
 		cr_assert_leq(swap_room(sh->s, mix(&sh->random) % 500), 500);
 	else if (what < 985)
 		swap_clean(sh->s, mix(&sh->random) % 60, mix(&sh->random) % (2 * MiB));
-	else {
+	else if (what < 990) {
+		random_drop(owner, 500); /* refining wants room, */
+		(void)swap_room(sh->s, 100);
+		pool_close_all(&sh->s->pool); /* and segments that are closed */
+		(void)swap_refine(sh->s, mix(&sh->random) % (4 * MiB));
+	} else {
 		if (what == 999)
 			sh->s->spill.pressed_ns = 0; /* or nothing would be lifted here */
 		swap_tidy(sh->s);
@@ -88,16 +96,25 @@ Test(disk, disk_random_operations_encrypted_equal_to_shadow)
 	random_run(ENCRYPTED);
 }
 
+static void tell_of_deltas(void)
+{
+	fprintf(stderr, "test_disk: %" PRIu64 " deltas, %" PRIu64 " undone, %" PRIu64 " orphans, %"
+		PRIu64 " refined\n", counter_get(CTR_swap_delta_puts),
+		counter_get(CTR_swap_delta_undone), counter_get(CTR_swap_orphans),
+		counter_get(CTR_swap_refined));
+}
+
 static void random_run_alike(enum secrecy how, unsigned n)
 {
 	uint64_t undone = counter_get(CTR_swap_delta_undone);
+	uint64_t refined = counter_get(CTR_swap_refined);
 
 	families = n;
+	lettered = true;
 	random_run(how);
 	cr_assert_gt(counter_get(CTR_swap_delta_undone), undone + 1000);
-	fprintf(stderr, "test_disk: %" PRIu64 " deltas, %" PRIu64 " undone, %" PRIu64 " orphans\n",
-		counter_get(CTR_swap_delta_puts), counter_get(CTR_swap_delta_undone),
-		counter_get(CTR_swap_orphans));
+	cr_assert_gt(counter_get(CTR_swap_refined), refined + 1000);
+	tell_of_deltas();
 }
 
 Test(disk, disk_random_operations_with_deltas_equal_to_shadow)
@@ -251,6 +268,8 @@ static void crowd_reclaim(struct crowd *w, uint64_t until_ns)
 			crowd_put(w, (first + i) % OWNERS, &random);
 		if (mix(&random) % 4 == 0)
 			swap_clean(w->s, mix(&random) % 30, mix(&random) % MiB);
+		if (mix(&random) % 4 == 0)
+			(void)swap_refine(w->s, mix(&random) % (512 * KiB));
 		if (mix(&random) % 8 == 0)
 			swap_spill(w->s, mix(&random) % (4 * MiB));
 		if (mix(&random) % 8 == 0)
@@ -306,10 +325,10 @@ Test(disk, disk_many_threads_content_and_books_right)
 Test(disk, disk_many_threads_with_deltas_content_and_books_right)
 {
 	families = 300;
+	lettered = true;
 	crowd_run();
 	cr_assert_gt(counter_get(CTR_swap_delta_undone), 100);
 	cr_assert_gt(counter_get(CTR_swap_orphans), 100);
-	fprintf(stderr, "test_disk: %" PRIu64 " deltas, %" PRIu64 " undone, %" PRIu64 " orphans\n",
-		counter_get(CTR_swap_delta_puts), counter_get(CTR_swap_delta_undone),
-		counter_get(CTR_swap_orphans));
+	cr_assert_gt(counter_get(CTR_swap_refined), 100);
+	tell_of_deltas();
 }

@@ -536,6 +536,20 @@ Test(refine, refine_young_pages_wait_and_time_is_bounded)
 
 /* ---- a disk below ------------------------------------------------------------------------------------ */
 
+static unsigned refined_deltas(void)
+{
+	unsigned n = 0;
+
+	for (unsigned i = 0; i < PAGES; i++)
+		if (ref_is_packed(sh->ref[i])) {
+			struct packed k = object_of(i);
+
+			n += k.is_delta && k.is_refined;
+		}
+	return n;
+}
+
+/* Texts, pages that do not pack, and relatives: refined deltas go down as plain LZ4. */
 static void on_disk(bool encrypt)
 {
 	char dir[] = "/tmp/brim-refine-XXXXXX", path[64];
@@ -545,15 +559,18 @@ static void on_disk(bool encrypt)
 	snprintf(path, sizeof(path), "%s/swap", dir);
 	cr_assert_eq(begin_with((struct swap_config){ .cap_bytes = CAP, .disk = &disk }), 0);
 	for (unsigned i = 0; i < 3000; i++) {
-		if (i % 10)
-			text(&sh->page[i], i, 2400);
-		else
+		if (i % 10 == 0)
 			packable(&sh->page[i], i, PAGE_BYTES);
+		else if (i % 2)
+			relative(&sh->page[i], i % 20, i);
+		else
+			text(&sh->page[i], i, 2400);
 		cr_assert_eq(put(i), 0);
 	}
 	for (unsigned i = 0; i < 40; i++)
 		(void)swap_refine(sh->s, 64 * KiB);
 	cr_assert_gt(stats().refined_pages, 500);
+	cr_assert_gt(refined_deltas(), 200);
 	cr_assert_gt(swap_spill(sh->s, 3 * MiB), 0);
 	refine_all();
 	check_all();
