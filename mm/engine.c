@@ -31,18 +31,58 @@
 	(UFFD_FEATURE_WP_ASYNC | UFFD_FEATURE_WP_UNPOPULATED | UFFD_FEATURE_MOVE |           \
 	 UFFD_FEATURE_THREAD_ID)
 
+/* Wakes whoever waits for a fault of either kind. */
+static void wake_all(struct engine *e)
+{
+	struct uffdio_range r = { (uint64_t)e->base, e->pages.count << PAGE_SHIFT };
+	int failed = e->host->ioctl(e->uffd, UFFDIO_WAKE, &r) < 0;
+
+	if (e->map.uffd >= 0)
+		failed |= e->host->ioctl(e->map.uffd, UFFDIO_WAKE, &r) < 0;
+	if (failed)
+		log_guest("memory: cannot wake those who wait: %s", strerror(errno));
+}
+
+/* Nothing is there any more, so that who touches it gets an error. */
+static void fence(struct engine *e, uint64_t index)
+{
+	const int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED;
+
+	if (e->host->mmap(page_at(e, index), PAGE_BYTES, PROT_NONE, flags, -1, 0) == MAP_FAILED)
+		log_guest("memory: cannot fence off a page: %s", strerror(errno));
+	wake_all(e);
+}
+
 void engine_dead(struct engine *e, uint64_t index, const char *what, int rc)
 {
 	char why[400]; /* as long as describe()'s, and the rest */
+	uint64_t none = NO_PAGE;
 
 	counter_inc(CTR_engine_lost_pages);
-	if (atomic_flag_test_and_set(&e->dead))
-		return;
-	snprintf(why, sizeof(why), "memory: page 0x%" PRIx64 " cannot be brought back: %s: %s",
-		 gpa_of(ram_gfn_at(e->ram, index)).v, what, strerror(-rc));
-	if (!e->fatal)
-		brim_panic(__FILE__, __LINE__, "%s", why);
-	e->fatal(e->fatal_ctx, why);
+	if (atomic_compare_exchange_strong(&e->dead, &none, index)) {
+		snprintf(why, sizeof(why),
+			 "memory: page 0x%" PRIx64 " cannot be brought back: %s: %s",
+			 gpa_of(ram_gfn_at(e->ram, index)).v, what, strerror(-rc));
+		if (!e->fatal)
+			brim_panic(__FILE__, __LINE__, "%s", why);
+		e->fatal(e->fatal_ctx, why);
+	}
+	if (atomic_load(&e->given_up))
+		fence(e, index);
+}
+
+/* Whoever waits for a dead page now is woken to fault again, and engine_dead() is asked
+ * again.  The first one may be none that a fault finds dead, so it is fenced off here. */
+void engine_give_up(struct engine *e)
+{
+	uint64_t index;
+
+	atomic_store(&e->given_up, true);
+	index = atomic_load(&e->dead);
+	if (index != NO_PAGE)
+		fence(e, index);
+	else
+		wake_all(e);
 }
 
 int engine_has_page(const struct engine *e, const void *at)
@@ -377,6 +417,7 @@ int engine_create(struct engine **out, const struct engine_config *cfg, struct e
 	e->manual = cfg->manual;
 	e->base = ram_slot(e->ram, 0)->hva;
 	e->uffd = e->pagemap = e->map.uffd = -1;
+	e->dead = NO_PAGE;
 	e->touchers = cfg->touchers;
 	e->leaving = cfg->leaving;
 	e->leaving_ctx = cfg->leaving_ctx;

@@ -111,6 +111,8 @@ struct map {
 	uint64_t cursor;
 };
 
+#define NO_PAGE UINT64_MAX
+
 struct engine {
 	/* fixed at create */
 	struct ram *ram;
@@ -177,7 +179,8 @@ struct engine {
 	_Atomic bool hurried;           /* the reclaimer was woken for them */
 	_Atomic bool helpless;          /* over the limit, and nothing more can be taken */
 	_Atomic uint64_t age_pages[ENGINE_AGES];
-	atomic_flag dead;
+	_Atomic uint64_t dead; /* the first page that was lost, or NO_PAGE */
+	_Atomic bool given_up;
 };
 
 #define SLOT_EMPTY UINT32_MAX

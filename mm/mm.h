@@ -261,7 +261,8 @@ struct engine_config {
 	uint64_t pass_ns;             /* between passes while over the limit; 0: 100 ms */
 	bool manual;                  /* no reclaimer thread: tests call engine_tick() */
 	/* A page cannot be brought back: `why` names page, tier and reason.  Called
-	 * once, from any thread; the touched page stays missing, so end the VM. */
+	 * once, from any thread; who touched the page waits until engine_give_up(), so
+	 * end the VM. */
 	void (*fatal)(void *ctx, const char *why);
 	void *fatal_ctx;
 	struct mm_touchers touchers;
@@ -275,6 +276,10 @@ struct engine_config {
 /* Errors: -EPERM without the right to use userfaultfd, -ENOSYS where the kernel has
  * no UFFDIO_MOVE or no asynchronous write-protect (before 6.8), -ENOMEM. */
 int engine_create(struct engine **out, const struct engine_config *cfg, struct err *e);
+/* The guest runs no more: who waits for a page that cannot be brought back, or touches one
+ * from now on, gets an error instead (EFAULT of what the kernel does for KVM's workers and for
+ * I/O in flight, SIGSEGV).  All other pages come back as before.  Any thread. */
+void engine_give_up(struct engine *e);
 /* Only once nobody touches guest RAM any more: what is away is lost. */
 void engine_destroy(struct engine **e);
 

@@ -290,6 +290,9 @@ int memory_limit(struct machine *m, uint64_t bytes, struct err *e);
 int memory_reclaim(struct machine *m, uint64_t bytes, struct err *e);
 /* The engine, where there is none yet. */
 int memory_make(struct machine *m, struct err *e);
+/* No vCPU runs any more: who waits for a page that is lost gets an error (engine_give_up), and
+ * the process is ended if that is its own loop. */
+void memory_give_up(struct machine *m);
 void memory_fini(struct machine *m); /* nobody touches guest RAM any more */
 json_t *memory_json(const struct machine *m); /* JSON null without an engine */
 /* Host memory that guest pages cost outside guest RAM: staged, and the pool. */

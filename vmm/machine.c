@@ -240,6 +240,7 @@ void machine_destroy(struct machine **mp)
 	quit_vcpus(m);
 	for (unsigned i = 0; i < VM_MAX_CPUS; i++)
 		vcpu_fini(&m->vcpus[i]);
+	memory_give_up(m);
 	console_attach(m->console, &(struct console_sink){ NULL, NULL });
 	if (m->vcon)
 		console_attach(m->hvc, &(struct console_sink){ NULL, NULL });

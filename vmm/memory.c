@@ -18,10 +18,15 @@
  * orderly end does not come.  The userfaultfd is not closed before: that would wake
  * the sleepers to a page of zeroes.
  *
- * Threads: the loop thread, but for lost_page().
+ * Others sleep there that no signal reaches: the kernel's workers for KVM's asynchronous
+ * page faults, for which closing KVM waits, and I/O in flight, for which devices do.  So
+ * once no vCPU runs, memory_give_up() makes errors of their sleep.
+ *
+ * Threads: the loop thread, but for lost_page() and the watchdog.
  */
 #include <errno.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
@@ -34,11 +39,42 @@
 
 /* ---- a lost page --------------------------------------------------------------- */
 
+static struct {
+	pthread_mutex_t lock;
+	struct engine *e; /* of a VM that lost a page and has not ended */
+} lost = { .lock = PTHREAD_MUTEX_INITIALIZER };
+
+/* The event loop touched a page that is given up: there is nothing it could go on with. */
+static void end_now(int sig)
+{
+	(void)sig;
+	_exit(1);
+}
+
+static struct sigaction before_end; /* what SIGSEGV did; the loop thread's */
+
+static void give_up(struct engine *e, struct sigaction *old)
+{
+	const struct sigaction sa = { .sa_handler = end_now };
+
+	VERIFY(sigaction(SIGSEGV, &sa, old) == 0);
+	engine_give_up(e);
+}
+
+void memory_give_up(struct machine *m)
+{
+	if (m->engine)
+		give_up(m->engine, &before_end);
+}
+
 static void *watchdog(void *arg)
 {
 	(void)arg;
 	sleep(WATCHDOG_S);
 	log_error("the VM did not end within %d s: killing it", WATCHDOG_S);
+	pthread_mutex_lock(&lost.lock);
+	if (lost.e)
+		give_up(lost.e, NULL); /* or not even exit could end it */
 	_exit(1);
 }
 
@@ -49,6 +85,9 @@ static void lost_page(void *ctx, const char *why)
 	pthread_t t;
 
 	log_error("%s", why);
+	pthread_mutex_lock(&lost.lock);
+	lost.e = m->engine;
+	pthread_mutex_unlock(&lost.lock);
 	machine_end(m, VM_END_ERROR, "%s", why);
 	if (pthread_create(&t, NULL, watchdog, NULL))
 		_exit(1);
@@ -144,6 +183,11 @@ int memory_make(struct machine *m, struct err *e)
 void memory_fini(struct machine *m)
 {
 	sharing_stop(m);
+	pthread_mutex_lock(&lost.lock);
+	lost.e = NULL;
+	pthread_mutex_unlock(&lost.lock);
+	if (m->engine)
+		VERIFY(sigaction(SIGSEGV, &before_end, NULL) == 0);
 	engine_destroy(&m->engine);
 	ksm_destroy(&m->ksm); /* the store: until then pages were served from it */
 	swap_destroy(&m->swap);

@@ -468,6 +468,84 @@ Test(engine, damaged_page_ends_the_vm_by_name_and_nothing_else)
 	box_close(&b);
 }
 
+/* As a worker of the kernel's does for KVM, or I/O: it reads the page for us. */
+struct kernel_read {
+	const uint8_t *page;
+	int pipe[2];
+	_Atomic bool has_ended;
+	ssize_t n;
+	int error;
+	pthread_t thread;
+};
+
+static void *read_by_kernel(void *arg)
+{
+	struct kernel_read *k = arg;
+
+	k->n = write(k->pipe[1], k->page, PAGE_BYTES);
+	k->error = errno;
+	k->has_ended = true;
+	return NULL;
+}
+
+static void kernel_read_start(struct kernel_read *k, const uint8_t *page)
+{
+	*k = (struct kernel_read){ .page = page };
+	cr_assert_eq(pipe(k->pipe), 0);
+	cr_assert_eq(pthread_create(&k->thread, NULL, read_by_kernel, k), 0);
+}
+
+static void kernel_read_is_refused(struct kernel_read *k)
+{
+	cr_assert_eq(pthread_join(k->thread, NULL), 0);
+	cr_assert_eq(k->n, -1);
+	cr_assert_eq(k->error, EFAULT);
+	close(k->pipe[0]);
+	close(k->pipe[1]);
+}
+
+Test(engine, given_up_page_is_an_error_to_who_waits_and_others_come_back)
+{
+	static struct kernel_read waits[3], late;
+	static struct box b;
+
+	open_box(&b);
+	fill_first(&b, 64);
+	box_push_out(&b, 64);
+	b.damaged = -EIO;
+	b.damaged_index = 7;
+	for (unsigned i = 0; i < 3; i++)
+		kernel_read_start(&waits[i], box_at(&b, 7));
+	while (!b.fatal)
+		usleep(500);
+	usleep(20000);
+	for (unsigned i = 0; i < 3; i++)
+		cr_assert_not(waits[i].has_ended, "of a page that is not there");
+	engine_give_up(b.e);
+	for (unsigned i = 0; i < 3; i++)
+		kernel_read_is_refused(&waits[i]);
+	b.damaged_index = 9; /* found only now */
+	kernel_read_start(&late, box_at(&b, 9));
+	kernel_read_is_refused(&late);
+	for (uint64_t i = 0; i < 64; i++)
+		cr_assert(i == 7 || i == 9 || box_has(&b, i, 1), "page %lu", (unsigned long)i);
+	cr_assert_eq(b.fatal, 1);
+	box_end(&b); /* the kernel counts a mapping more */
+}
+
+/* At an end in order nothing was lost, and what waits for a page goes on waiting for it. */
+Test(engine, given_up_with_nothing_lost_changes_nothing)
+{
+	static struct box b;
+
+	open_box(&b);
+	fill_first(&b, 64);
+	box_push_out(&b, 64);
+	engine_give_up(b.e);
+	check_first(&b, 64);
+	box_close(&b);
+}
+
 Test(engine, sequential_reader_gets_pages_around)
 {
 	static struct box b;

@@ -53,3 +53,16 @@ mib() { echo $(($1 / 1048576)); }
 
 # vm_end NAME SECONDS: waits for the guest to power itself off.
 vm_end() { wait_until "$2" vm_gone "$1"; }
+
+# overwrite_pool PID RAM_MIB: every byte of the first 16 MiB of a VM's pool, headers and all.
+# It is the mapping that is a few segments of 1 MiB larger than RAM.
+overwrite_pool() {
+	local range perms inode from to pool='' ram=$(($2 << 20))
+	while read -r range perms _ _ inode _; do
+		from=$((0x${range%-*})) to=$((0x${range#*-}))
+		[ "$perms $inode" = "rw-p 0" ] || continue
+		[ $((to - from)) -le $ram ] || [ $((to - from)) -gt $((ram + (10 << 20))) ] || pool=$from
+	done <"/proc/$1/maps"
+	[ -n "$pool" ] || fail "no pool: $(cat "/proc/$1/maps")"
+	dd if=/dev/urandom of="/proc/$1/mem" bs=4096 seek=$((pool / 4096)) count=4096 conv=notrunc status=none
+}
