@@ -219,25 +219,35 @@ static int64_t give_zeroes(struct fault_server *s, uint64_t index, uint64_t n)
 	return rc ? rc : 1;
 }
 
+/* ENOENT: not watched any more, so that its own touch gets the page. */
+static void no_page_needed(struct engine *e, uint64_t index, int rc)
+{
+	if (rc == -EEXIST || rc == -ENOENT)
+		fault_wake(e, index, 1);
+	else
+		engine_dead(e, index, "no memory for a page never touched", rc);
+}
+
 /* Nothing of this page is away: it needs a page, or has one already. */
 static void serve_guest(struct fault_server *s, struct chunk *c, uint64_t index)
 {
 	struct engine *e = s->e;
-	uint64_t around;
+	uint8_t was_around = c->around;
 	int64_t n;
 
 	s->in_order = index % CHUNK_PAGES == c->next;
 	counter_inc(CTR_engine_faults_untouched);
 	n = give_zeroes(s, index, plan_untouched(e, c, index));
-	around = n > 1 ? (uint64_t)n - 1 : 0;
-	counter_add(CTR_engine_untouched_around, around);
-	atomic_fetch_add(&e->arrived_pages, around);
-	c->next = (uint16_t)((index + 1 + around) % CHUNK_PAGES);
-	/* ENOENT: not watched any more, so that its own touch gets the page. */
-	if (n == -EEXIST || n == -ENOENT)
-		fault_wake(e, index, 1);
-	else if (n < 0)
-		engine_dead(e, index, "no memory for a page never touched", (int)n);
+	if (n < 0) {
+		/* It was there: a fault of before it came home, which says nothing of where the
+		 * reader is by now. */
+		c->around = was_around;
+		no_page_needed(e, index, (int)n);
+		return;
+	}
+	counter_add(CTR_engine_untouched_around, (uint64_t)n - 1);
+	atomic_fetch_add(&e->arrived_pages, (uint64_t)n - 1);
+	c->next = (uint16_t)((index + (uint64_t)n) % CHUNK_PAGES);
 }
 
 int fault_unstage(struct engine *e, uint64_t index)
