@@ -12,6 +12,7 @@
  * index.c     hash to page, of one share group
  * store.c     the pages that are shared, and who holds which
  * verify.c    whether all of these agree, for tests
+ * admission.c whether one more VM may start
  *
  *   session (a connection) ──► process (a pid and its start) ──► store ──► group
  *        its candidates              what it holds               its pages    index, seed

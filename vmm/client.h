@@ -25,6 +25,7 @@
 #define BRIM_VMM_CLIENT_H
 
 #include <jansson.h>
+#include <signal.h>
 #include <sys/types.h>
 #include <sys/un.h>
 
@@ -90,6 +91,17 @@ void rundir_list_free(char ***names, size_t count);
 
 /* The last line of the VM's log that is not empty, "" when there is none. */
 void rundir_last_log(const struct vm_paths *p, char *buf, size_t len);
+
+/* ---- starting brim-vmm ---------------------------------------------------- */
+
+struct vmm_child {
+	pid_t pid;
+	int ready_fd; /* the caller's: a line comes, "ok" or "error: SENTENCE", or its end */
+};
+
+/* Starts brim-vmm ($BRIM_VMM, beside this program, PATH) with that description and signal
+ * mask.  Does not wait: the line on ready_fd says what came of it, exec's failure included. */
+int vmm_spawn(const json_t *config, const sigset_t *signals, struct vmm_child *out, struct err *e);
 
 /* ---- sockets -------------------------------------------------------------- */
 

@@ -18,7 +18,8 @@
  * serial.c    the 16550; console.c its far side: history and clients
  * control.c   the control socket
  * hostcheck.c hostkvm.c    what brim needs of a host, and of its KVM
- * client.c    the other end of control.c; rundir.c where a VM's sockets and lock are
+ * client.c    the other end of control.c; rundir.c where a VM's sockets and lock are;
+ *             spawn.c starting this process
  *
  * Threads: main is the event loop (ROLE_LOOP); one thread a vCPU (ROLE_VCPU)
  * runs the guest and emulates register accesses, never device work.
