@@ -89,25 +89,42 @@ static int parse_args(int argc, char **argv, struct args *a)
 	return 0;
 }
 
-static int read_config(int fd, struct vm_config *cfg, struct err *e)
+/* What the VM is described with, as it came. */
+struct description {
+	char *text;
+	size_t len;
+};
+
+static int read_config(int fd, struct description *d, struct vm_config *cfg, struct err *e)
 {
-	char *text = malloc(CONFIG_MAX);
-	size_t len = 0;
 	ssize_t n = 1;
 	int rc;
 
-	if (!text)
+	d->text = malloc(CONFIG_MAX);
+	if (!d->text)
 		return err_set(e, -ENOMEM, "VM description: out of memory");
-	while (n > 0 && len < CONFIG_MAX) {
-		n = read(fd, text + len, CONFIG_MAX - len);
+	while (n > 0 && d->len < CONFIG_MAX) {
+		n = read(fd, d->text + d->len, CONFIG_MAX - d->len);
 		if (n > 0)
-			len += (size_t)n;
+			d->len += (size_t)n;
 	}
 	if (n < 0)
 		rc = err_sys(e, -errno, "VM description");
 	else
-		rc = vm_config_parse(cfg, text, len, e);
-	free(text);
+		rc = vm_config_parse(cfg, d->text, d->len, e);
+	close(fd);
+	return rc;
+}
+
+/* For whoever finds the VM and was not there when it was started. */
+static int keep_description(const char *path, const struct description *d, struct err *e)
+{
+	int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600), rc = 0;
+
+	if (fd < 0)
+		return err_sys(e, -errno, "%s", path);
+	if (write(fd, d->text, d->len) != (ssize_t)d->len)
+		rc = err_sys(e, errno ? -errno : -ENOSPC, "%s", path);
 	close(fd);
 	return rc;
 }
@@ -353,11 +370,12 @@ static void limit_own_memory(void)
 static int run(struct vmm *vmm, struct args *a, struct err *e)
 {
 	char detail[sizeof e->msg] = "", line[sizeof e->msg + 16];
+	struct description d = { NULL, 0 };
 	struct vm_paths paths;
 	enum vm_end end = VM_END_ERROR;
 	int lock_fd = -1, rc;
 
-	rc = read_config(a->config_fd, &vmm->cfg, e);
+	rc = read_config(a->config_fd, &d, &vmm->cfg, e);
 	if (!rc)
 		rc = check_host(&vmm->cfg, e);
 	if (!rc)
@@ -368,7 +386,9 @@ static int run(struct vmm *vmm, struct args *a, struct err *e)
 		goto out;
 	if (vmm->cfg.die_with_parent)
 		prctl(PR_SET_PDEATHSIG, SIGTERM);
-	rc = build(vmm, &paths, e);
+	rc = keep_description(paths.config, &d, e);
+	if (!rc)
+		rc = build(vmm, &paths, e);
 	if (!rc) {
 		log_init(vmm->cfg.name, 2, LOG_INFO);
 		/* A VM that nobody waits for any more must not run on unannounced;
@@ -382,6 +402,7 @@ static int run(struct vmm *vmm, struct args *a, struct err *e)
 	teardown(vmm, end, detail);
 	rundir_release(&paths, &lock_fd);
 out:
+	free(d.text);
 	if (rc) {
 		snprintf(line, sizeof line, "error: %s", e->msg);
 		if (a->ready_fd < 0)
