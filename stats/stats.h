@@ -2,8 +2,8 @@
  * stats/: the floor every other room stands on.
  *
  * What lives here: the one-sentence error (struct err), the log, the checks
- * for our own bugs (VERIFY, ASSERT), thread roles and their CPUs, counters, and
- * the parsing and printing of sizes.
+ * for our own bugs (VERIFY, ASSERT), thread roles and their CPUs, counters and
+ * gauges (which others may read as a file: shm.h), and the parsing and printing of sizes.
  *
  * Threads: everything here may be called from any thread unless its comment
  * says otherwise.  Nothing here blocks except writing a log line to its fd.
@@ -136,7 +136,7 @@ bool log_limit_ok(struct log_limit *l);
 			log_line(LOG_WARN, __VA_ARGS__);                 \
 	} while (0)
 
-/* ---- counters ---------------------------------------------------------- */
+/* ---- counters, gauges, histograms ---------------------------------------- */
 
 /* Every counter is a row of counters.def: COUNTER(name, unit, sentence). */
 enum counter {
@@ -152,12 +152,39 @@ struct counter_info {
 	const char *help;
 };
 
+/* As counters: rows of gauges.def. */
+enum gauge {
+#define GAUGE(name, unit, help) GAUGE_##name,
+#include "gauges.def"
+	GAUGE_COUNT_
+};
+
+enum histogram {
+#define HISTOGRAM(name, unit, help) HIST_##name,
+#include "gauges.def"
+	HIST_COUNT_
+};
+
+/* Bucket 0 counts what is 0, bucket n what is 2^(n-1) to 2^n - 1, the last one all above. */
+#define HIST_BUCKETS 40u
+
 extern const struct counter_info counter_table[CTR_COUNT_];
-extern _Atomic uint64_t counter_values[CTR_COUNT_];
+extern const struct counter_info gauge_table[GAUGE_COUNT_];
+extern const struct counter_info histogram_table[HIST_COUNT_];
+
+/* Whole pages, so that a file can be mapped over them (shm.h): then who may read that
+ * file sees every change at once, and nothing here costs more than without it. */
+#define STAT_ALIGN_BYTES 4096
+struct stat_values {
+	_Atomic uint64_t counter[CTR_COUNT_];
+	_Atomic uint64_t gauge[GAUGE_COUNT_];
+	_Atomic uint64_t histogram[HIST_COUNT_][HIST_BUCKETS];
+} __attribute__((aligned(STAT_ALIGN_BYTES)));
+extern struct stat_values stat_values;
 
 static inline void counter_add(enum counter c, uint64_t n)
 {
-	atomic_fetch_add_explicit(&counter_values[c], n, memory_order_relaxed);
+	atomic_fetch_add_explicit(&stat_values.counter[c], n, memory_order_relaxed);
 }
 
 static inline void counter_inc(enum counter c)
@@ -167,7 +194,33 @@ static inline void counter_inc(enum counter c)
 
 static inline uint64_t counter_get(enum counter c)
 {
-	return atomic_load_explicit(&counter_values[c], memory_order_relaxed);
+	return atomic_load_explicit(&stat_values.counter[c], memory_order_relaxed);
+}
+
+/* What a gauge is while nobody knows. */
+#define GAUGE_UNKNOWN UINT64_MAX
+
+static inline void gauge_set(enum gauge g, uint64_t v)
+{
+	atomic_store_explicit(&stat_values.gauge[g], v, memory_order_relaxed);
+}
+
+static inline uint64_t gauge_get(enum gauge g)
+{
+	return atomic_load_explicit(&stat_values.gauge[g], memory_order_relaxed);
+}
+
+static inline unsigned histogram_bucket(uint64_t v)
+{
+	unsigned b = v ? 64 - (unsigned)__builtin_clzll(v) : 0;
+
+	return b < HIST_BUCKETS ? b : HIST_BUCKETS - 1;
+}
+
+static inline void histogram_add(enum histogram h, uint64_t v)
+{
+	atomic_fetch_add_explicit(&stat_values.histogram[h][histogram_bucket(v)], 1,
+				  memory_order_relaxed);
 }
 
 /* ---- sizes and time ---------------------------------------------------- */
