@@ -23,7 +23,7 @@ CFLAGS_BRIM := -std=gnu17 -g $(OPT) $(WARN) -fno-strict-aliasing -fno-common \
 	-fstack-protector-strong -pthread $(SAN)
 LDFLAGS_BRIM := -pthread $(SAN)
 
-LIB_SRC  := $(wildcard stats/*.c mm/*.c mm/balloon/*.c mm/swap/*.c mm/ksm/*.c virtio/*.c)
+LIB_SRC  := $(wildcard stats/*.c mm/*.c mm/balloon/*.c mm/swap/*.c mm/ksm/*.c mm/policy/*.c virtio/*.c)
 VMM_SRC  := $(wildcard vmm/*.c)
 CLI_SRC  := $(wildcard cli/*.c)
 HOST_SRC := $(wildcard host/*.c)
