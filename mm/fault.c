@@ -58,6 +58,7 @@ struct fault_server {
 	bool is_write; /* the fault being served is */
 	bool in_order; /* and just behind the last that was served in its chunk */
 	bool has_turn;
+	struct fault_wait wait; /* since_ns 0: its end is counted elsewhere */
 	int cpu;       /* the one it is bound to */
 	int seen_cpu;  /* where the last fault came from, */
 	unsigned seen; /* and how many before it in a row */
@@ -488,20 +489,43 @@ static void plan_ahead(struct engine *e, struct chunk *c, uint64_t index, struct
 	}
 }
 
-/* False: there is no place for another read now. Lock held. */
-static bool plan_reads(struct engine *e, struct chunk *c, uint64_t index, struct reads *out)
+void fault_waited(const struct fault_wait *w, uint64_t now)
 {
+	uint64_t ns = now > w->since_ns ? now - w->since_ns : 0;
+
+	histogram_add(HIST_fault_ns, ns);
+	if (w->is_vcpu)
+		counter_add(CTR_vcpu_stall_ns, ns);
+}
+
+/* Who else joined is taken for a vCPU, too: who reads in order and is early is hardly
+ * another.  Lock held. */
+static void join_wait(struct fault_server *s, struct chunk *c)
+{
+	if (!s->wait.since_ns || !s->wait.is_vcpu || c->joined == UINT16_MAX)
+		return;
+	c->joined++;
+	c->joined_ns += s->wait.since_ns;
+}
+
+/* False: there is no place for another read now. Lock held. */
+static bool plan_reads(struct fault_server *s, struct chunk *c, uint64_t index, struct reads *out)
+{
+	struct engine *e = s->e;
 	bool is_joined = e->pages.page[index].reading;
 
 	if (is_joined) {
 		counter_inc(CTR_engine_disk_joined); /* its end wakes this one too */
+		join_wait(s, c);
 	} else {
 		out->first = read_plan(e->reader, index, plan_around(c, index));
 		if (!out->first)
 			return false;
 		counter_inc(CTR_engine_faults_disk);
+		read_waits(out->first, &s->wait);
 		c->next = (uint16_t)(read_end(out->first) % CHUNK_PAGES);
 	}
+	s->wait.since_ns = 0; /* its read's end is its own */
 	plan_ahead(e, c, index, out);
 	return true;
 }
@@ -545,7 +569,7 @@ static bool serve(struct fault_server *s, uint64_t index)
 		fault_wake(e, index, 1);
 		break;
 	case PAGE_DISK:
-		is_served = plan_reads(e, c, index, &rd);
+		is_served = plan_reads(s, c, index, &rd);
 		break;
 	default:
 		serve_guest(s, c, index);
@@ -590,8 +614,8 @@ static void go_to(struct fault_server *s, int cpu)
 
 /* A handler woken on another CPU than the one the toucher sleeps on costs two wake-ups of
  * idle CPUs; on the same one it is a switch.  So go where faults keep coming from, and
- * have their toucher held there (place.c), before it is woken. */
-static void follow(struct fault_server *s, uint32_t tid)
+ * have their toucher held there (place.c), before it is woken.  True: a vCPU faulted. */
+static bool follow(struct fault_server *s, uint32_t tid)
 {
 	struct engine *e = s->e;
 	int cpu = e->touchers.cpu_of ? e->touchers.cpu_of(e->touchers.ctx, tid) : NO_CPU;
@@ -601,6 +625,7 @@ static void follow(struct fault_server *s, uint32_t tid)
 	s->seen_cpu = cpu;
 	if (cpu != NO_CPU && cpu != s->cpu && (is_held || s->seen >= FOLLOW_AFTER))
 		go_to(s, cpu);
+	return cpu != NO_CPU;
 }
 
 static void end_all(struct engine *e)
@@ -625,9 +650,12 @@ static void take_message(struct fault_server *s, const struct uffd_msg *m)
 	}
 	VERIFY(index < e->pages.count);
 	s->is_write = m->arg.pagefault.flags & UFFD_PAGEFAULT_FLAG_WRITE;
+	s->wait.since_ns = now_ns();
 	throttle_pause(s, index);
-	follow(s, m->arg.pagefault.feat.ptid);
+	s->wait.is_vcpu = follow(s, m->arg.pagefault.feat.ptid);
 	fault_serve(s, index);
+	if (s->wait.since_ns)
+		fault_waited(&s->wait, now_ns());
 }
 
 /* Listens until something comes, with the turn; serves it. */

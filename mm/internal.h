@@ -67,6 +67,8 @@ struct chunk {
 	uint16_t broken;    /* pages BROKEN */
 	bool torn;          /* a piece of it is not registered; it is mended before more leaves */
 	uint8_t retouched;  /* STORED pages that were touched of late; saturates */
+	uint16_t joined;    /* faults that wait for reads others began, */
+	uint64_t joined_ns; /* and the sum of when they came */
 };
 
 struct pages {
@@ -218,6 +220,14 @@ void engine_wake_reclaimer(struct engine *e);
 
 /* fault.c */
 struct fault_server; /* what one fault thread works with */
+
+/* A fault that waits: since when, and whether it is a vCPU that does. */
+struct fault_wait {
+	uint64_t since_ns;
+	bool is_vcpu;
+};
+/* Has ended: counted. */
+void fault_waited(const struct fault_wait *w, uint64_t now_ns);
 int fault_server_create(struct fault_server **out, struct engine *e);
 void fault_server_destroy(struct fault_server **s);
 int fault_start(struct engine *e, unsigned threads);
@@ -253,6 +263,8 @@ void reader_wait(struct reader *r);
 /* A read of the DISK page and at most want - 1 behind it; NULL: too many are on their
  * way.  Lock held. */
 struct page_read *read_plan(struct reader *r, uint64_t index, uint64_t want);
+/* Who waits for it. */
+void read_waits(struct page_read *rd, const struct fault_wait *w);
 /* The same ahead of a sequential reader, for a page nobody waits for; NULL as well where
  * faults may soon want the places.  Lock held. */
 struct page_read *read_plan_ahead(struct reader *r, uint64_t index, uint64_t want);

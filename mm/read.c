@@ -44,6 +44,7 @@ struct page_read {
 	uint64_t n;
 	bool is_narrow; /* only the first page's blocks were read */
 	bool is_ahead;  /* nobody had touched the first page when it was planned */
+	struct fault_wait wait; /* since_ns 0: nobody's fault waits */
 	uint64_t ref[AROUND_MAX];
 	struct page_read *next; /* in the list of idle ones */
 };
@@ -169,6 +170,7 @@ static void plan(struct reader *r, struct page_read *rd, uint64_t index, uint64_
 	rd->index = index;
 	rd->n = 0;
 	rd->is_narrow = rd->is_ahead = false;
+	rd->wait = (struct fault_wait){ 0 };
 	while (rd->n < want && index + rd->n < end && join_extent(r, rd, index + rd->n))
 		;
 	VERIFY(rd->n > 0);
@@ -193,6 +195,11 @@ struct page_read *read_plan_ahead(struct reader *r, uint64_t index, uint64_t wan
 		counter_inc(CTR_engine_disk_ahead);
 	}
 	return rd;
+}
+
+void read_waits(struct page_read *rd, const struct fault_wait *w)
+{
+	rd->wait = *w;
 }
 
 uint64_t read_end(const struct page_read *rd)
@@ -299,6 +306,20 @@ static void retire(struct reader *r, struct page_read *rd)
 	pthread_mutex_unlock(&r->lock);
 }
 
+/* Those who joined are taken to have waited for this read, which is so unless two of the
+ * chunk's are on their way: then some go on waiting uncounted.  Lock held. */
+static void end_waits(struct chunk *c, const struct page_read *rd)
+{
+	uint64_t now = rd->wait.since_ns || c->joined ? now_ns() : 0;
+
+	if (rd->wait.since_ns)
+		fault_waited(&rd->wait, now);
+	for (uint64_t n = c->joined; n; n--)
+		fault_waited(&(struct fault_wait){ c->joined_ns / c->joined, true }, now);
+	c->joined = 0;
+	c->joined_ns = 0;
+}
+
 static void finish(struct reader *r, struct page_read *rd, uint8_t *buf)
 {
 	struct chunk *c = chunk_of(&r->e->pages, rd->index);
@@ -314,6 +335,7 @@ static void finish(struct reader *r, struct page_read *rd, uint8_t *buf)
 	} else if (all_home(r, rd, buf, unpacked) < rd->n) {
 		let_go(r, rd, 0);
 	}
+	end_waits(c, rd);
 	pthread_mutex_unlock(&c->lock);
 	retire(r, rd);
 }

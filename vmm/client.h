@@ -10,6 +10,7 @@
  *       hvc0.sock          its virtio console
  *       log                brim-vmm's stdout and stderr
  *       config.json        what the VM was started with
+ *       stats              its numbers, see stats/shm.h
  *
  * A directory whose lock nobody holds is what a dead VM left behind.
  *
@@ -50,6 +51,7 @@ struct vm_paths {
 	char hvc[RUN_PATH_MAX];
 	char log[RUN_PATH_MAX];
 	char config[RUN_PATH_MAX];
+	char stats[RUN_PATH_MAX];
 };
 
 enum vm_presence {

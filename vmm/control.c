@@ -360,6 +360,7 @@ static bool run_command(struct ctl_client *c, const char *name, json_int_t id, c
 	counter_inc(CTR_control_requests);
 	if (cmd->run(c->ctl->vmm, req, &result, &e))
 		return client_error(c, id, e.msg);
+	publish_now(c->ctl->vmm->publish); /* who asked may look there next */
 	return client_reply(c, json_pack("{s:i,s:I,s:b,s:o}", "v", CTL_VERSION, "id", id, "ok", 1,
 					 "result", result ? result : json_object()));
 }

@@ -308,6 +308,38 @@ int sharing_init(struct machine *m, struct err *e);
 void sharing_stop(struct machine *m);
 json_t *sharing_json(const struct machine *m); /* JSON null for a VM that does not share */
 
+/* ---- publish.c -------------------------------------------------------------- */
+
+struct vmm;
+struct publish;
+
+/* The file is at `path` from then on; before the machine is built, and destroyed after no
+ * thread counts any more.  -errno. */
+int publish_create(struct publish **out, struct vmm *vmm, const char *path, struct err *e);
+void publish_destroy(struct publish **p);
+/* Writes all gauges as of now.  NULL: nothing is published. */
+void publish_now(struct publish *p);
+
+/* What of the process's anonymous memory is guest RAM; for tests. */
+struct resident_guess {
+	uint64_t rest_bytes; /* neither guest RAM nor away */
+	uint64_t anon_bytes, passes; /* as seen last */
+};
+struct resident_seen {
+	uint64_t anon_bytes, away_bytes;
+	uint64_t present_bytes, passes; /* the engine's, at its last pass */
+};
+uint64_t resident_guess(struct resident_guess *g, const struct resident_seen *s);
+
+/* Where guest memory is (design: the books must balance). */
+struct books {
+	uint64_t memory_bytes, resident_bytes, staged_bytes, filled_bytes, packed_bytes,
+		stored_bytes, mapped_bytes, disk_bytes, ballooned_bytes;
+	uint64_t untouched_bytes, gap_bytes; /* by books_close() */
+};
+void books_of_engine(struct books *b, const struct engine_stats *s);
+void books_close(struct books *b);
+
 /* ---- control.c ------------------------------------------------------------ */
 
 /* The process's view of its VM, shared by main.c and control.c. Loop thread. */
@@ -317,6 +349,7 @@ struct vmm {
 	struct console *console, *hvc;
 	struct machine *machine;
 	struct control *control;
+	struct publish *publish;
 	int signal_fd;
 	uint64_t start_ns;
 	uint64_t stop_deadline_ns; /* 0: no stop under way */

@@ -241,6 +241,7 @@ static int start_machine(struct vmm *vmm, struct err *e)
 		if (rc)
 			err_sys(e, rc, "event loop");
 	}
+	publish_now(vmm->publish);
 	return rc;
 }
 
@@ -328,6 +329,8 @@ static int build(struct vmm *vmm, const struct vm_paths *paths, struct err *e)
 	if (!rc)
 		rc = open_taps(&vmm->cfg, e);
 	if (!rc)
+		rc = publish_create(&vmm->publish, vmm, paths->stats, e);
+	if (!rc)
 		rc = start_machine(vmm, e);
 	if (!rc)
 		rc = control_create(&vmm->control, vmm, paths->control, e);
@@ -345,6 +348,7 @@ static void teardown(struct vmm *vmm, enum vm_end end, const char *detail)
 	end_machine(vmm);
 	close_taps(&vmm->cfg);
 	control_destroy(&vmm->control, vm_end_name(end), detail);
+	publish_destroy(&vmm->publish);
 	console_destroy(&vmm->console);
 	console_destroy(&vmm->hvc);
 	if (vmm->signal_fd >= 0) {

@@ -94,7 +94,8 @@ static bool join_all(struct vm_paths *p)
 	return path_join(p->lock, p->dir, "lock") && path_join(p->control, p->dir, "control.sock") &&
 	       path_join(p->console, p->dir, "console.sock") &&
 	       path_join(p->hvc, p->dir, "hvc0.sock") && path_join(p->log, p->dir, "log") &&
-	       path_join(p->config, p->dir, "config.json");
+	       path_join(p->config, p->dir, "config.json") &&
+	       path_join(p->stats, p->dir, "stats");
 }
 
 int vm_paths_init(struct vm_paths *p, const char *base, const char *name, struct err *e)
@@ -256,7 +257,8 @@ static int lock_patiently(const struct vm_paths *p, bool create, int *lock_fd, s
 
 static void remove_files(const struct vm_paths *p)
 {
-	const char *const files[] = { p->control, p->console, p->hvc, p->log, p->config };
+	const char *const files[] = { p->control, p->console, p->hvc, p->log, p->config,
+				      p->stats };
 
 	for (size_t i = 0; i < ARRAY_LEN(files); i++)
 		if (unlink(files[i]) < 0 && errno != ENOENT)

@@ -8,6 +8,7 @@
  *             is "destroy the machine, create it again"
  * memory.c    the memory engine: made when needed, limits, status
  * sharing.c   sharing equal pages: when it begins, status
+ * publish.c   its numbers, for others to read without asking
  * kvm.c       the KVM file descriptors, memslots, interrupt routing
  * vcpu.c      vCPU threads: KVM_RUN, exits, pause
  * cpuid.c     what the guest's CPUs say they are
