@@ -114,6 +114,14 @@ int image_read(const struct boot_image *img, uint64_t off, void *dst, uint64_t l
 	return 0;
 }
 
+void boot_note_loaded(struct boot_entry *entry, uint64_t at, uint64_t bytes)
+{
+	struct boot_loaded *l = &entry->loaded;
+
+	if (bytes && l->count < BOOT_LOADED_MAX)
+		l->at[l->count++] = (struct ram_range){ gpa(at), bytes };
+}
+
 static int load_kernel(const struct ram *ram, const struct vm_config *cfg,
 		       struct boot_entry *entry, struct err *e)
 {
@@ -145,7 +153,7 @@ out_close:
 /* As high in low memory as kernel and RAM allow: out of the way of the kernel's
  * decompression, and where other loaders put it. */
 static int load_initrd(const struct ram *ram, const struct vm_config *cfg,
-		       const struct boot_entry *entry, uint64_t *at, uint64_t *size, struct err *e)
+		       struct boot_entry *entry, uint64_t *at, uint64_t *size, struct err *e)
 {
 	uint64_t top = ram_slot(ram, 0)->size_bytes;
 	struct stat st;
@@ -174,6 +182,8 @@ static int load_initrd(const struct ram *ram, const struct vm_config *cfg,
 	rc = read_all(fd, 0, ram_at(ram, gpa(*at), *size), *size);
 	if (rc)
 		err_sys(e, rc, "initrd %s: reading it", cfg->initrd);
+	else
+		boot_note_loaded(entry, *at, *size);
 out:
 	close(fd);
 	return rc;

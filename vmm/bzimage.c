@@ -103,6 +103,7 @@ int bzimage_load(const struct ram *ram, const struct boot_image *img,
 	rc = image_read(img, start, ram_at(ram, gpa(at), len), len);
 	if (rc)
 		return err_sys(e, rc, "kernel %s: reading it", img->path);
+	boot_note_loaded(entry, at, len);
 	entry->rip = at + ENTRY_64;
 	entry->kernel_end = at + need;
 	entry->initrd_max = h.initrd_addr_max;

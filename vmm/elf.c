@@ -150,6 +150,7 @@ int elf_load(const struct ram *ram, const struct boot_image *img,
 		if (ph[i].p_type != PT_LOAD || ph[i].p_memsz == 0)
 			continue;
 		rc = load_segment(ram, img, &ph[i]);
+		boot_note_loaded(entry, ph[i].p_paddr, ph[i].p_filesz);
 		if (ph[i].p_paddr + ph[i].p_memsz > end)
 			end = ph[i].p_paddr + ph[i].p_memsz;
 	}

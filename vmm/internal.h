@@ -139,14 +139,24 @@ struct boot_image {
 /* Copies [off, off + len) to dst. -ENODATA beyond the end, -errno; no sentence. */
 int image_read(const struct boot_image *img, uint64_t off, void *dst, uint64_t len);
 
+/* Where bytes of the kernel's or the initrd's file are: any VM of the same files has the
+ * same.  Of more ranges than that, the first. */
+#define BOOT_LOADED_MAX KSM_LOADED_MAX
+struct boot_loaded {
+	unsigned count;
+	struct ram_range at[BOOT_LOADED_MAX];
+};
+
 struct boot_entry {
 	uint64_t rip;
 	uint64_t rsi;          /* zero page, or PVH start info (in rbx) */
 	bool pvh;
 	uint64_t kernel_end;   /* first byte the kernel does not need for itself */
 	uint64_t initrd_max;   /* highest address an initrd's last byte may have */
+	struct boot_loaded loaded;
 };
 
+void boot_note_loaded(struct boot_entry *entry, uint64_t at, uint64_t bytes);
 /* Loads kernel, initrd and command line, and builds zero page or start info. */
 int boot_load(const struct ram *ram, const struct vm_config *cfg,
 	      uint64_t rsdp_gpa, struct boot_entry *entry, struct err *e);
@@ -246,6 +256,7 @@ struct machine {
 	struct engine *engine; /* loop thread: NULL until it is needed; see memory.c */
 	struct swap *swap;
 	struct ksm *ksm;       /* the same; see sharing.c */
+	struct boot_loaded loaded;
 	bool share_looks;      /* for a brimd, by: */
 	int share_timer_fd;
 	char share_error[512]; /* "", or why it cannot share */

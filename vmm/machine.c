@@ -164,6 +164,8 @@ static int load_guest(struct machine *m, struct err *e)
 		rc = boot_load(m->ram, m->cfg, rsdp, &entry, e);
 	if (!rc)
 		rc = vcpu_set_boot_state(&m->vcpus[0], entry.rip, entry.rsi, entry.pvh, e);
+	if (!rc)
+		m->loaded = entry.loaded;
 	return rc;
 }
 

@@ -7,6 +7,10 @@
  * timer of the loop looks, and a look is one attempt to connect.  Once started the thread
  * looks for itself, until this boot ends.
  *
+ * What was loaded into guest RAM is told to the thread before it starts, where there is a
+ * brimd by then.  Nobody waits for what comes of it: vCPUs start at once, and find the pages
+ * that were given up mapped from the store, or wait some microseconds for one that just is.
+ *
  * Where the engine cannot be made (no right to use userfaultfd, say) the VM runs without
  * sharing, and its status says why.
  *
@@ -67,6 +71,19 @@ static void stop_looking(struct machine *m)
 	m->share_looks = false;
 }
 
+/* Kernel and initrd, by whole pages: what is in the rest of one was zeroed. */
+static void tell_loaded(struct machine *m)
+{
+	for (unsigned i = 0; i < m->loaded.count; i++) {
+		const struct ram_range *r = &m->loaded.at[i];
+		uint64_t end = (r->addr.v + r->len_bytes + PAGE_BYTES - 1) >> PAGE_SHIFT;
+		uint64_t from = r->addr.v >> PAGE_SHIFT, index;
+
+		if (ram_index_of(m->ram, (gfn_t){ from }, &index))
+			ksm_loaded(m->ksm, index, end - from);
+	}
+}
+
 /* True: there is nothing to look for any more. */
 static bool begin(struct machine *m)
 {
@@ -78,6 +95,8 @@ static bool begin(struct machine *m)
 	if (!ksm_listens(socket))
 		return false;
 	rc = m->engine ? 0 : memory_make(m, &e);
+	if (!rc && !m->share_looks) /* else the guest has long begun */
+		tell_loaded(m);
 	if (!rc)
 		rc = ksm_start(m->ksm, &e);
 	if (rc) {

@@ -326,6 +326,7 @@ static void on_welcome(struct ksm *k, const struct wire_welcome *w, int fd)
 	k->link = LINK_OPEN;
 	atomic_store(&k->seed, w->seed);
 	scan_anew(k);
+	scan_loaded(k);
 	atomic_store(&k->is_open, true);
 	counter_inc(CTR_share_connects);
 	engine_keep_ages(k->engine, k->cfg.pass_ns);

@@ -62,6 +62,10 @@ struct leaving {
 	uint32_t page;
 };
 
+struct loaded {
+	uint32_t first, end; /* pages */
+};
+
 /* A LOOKUP or CONTENT without its answer. */
 struct question {
 	enum wire_type type;
@@ -79,6 +83,9 @@ struct ksm {
 	const struct ram *ram;
 	uint32_t ram_pages;
 	int stop_fd; /* an eventfd */
+	struct loaded loaded[KSM_LOADED_MAX];
+	unsigned loaded_count;
+	uint64_t loaded_until_ns;
 	pthread_t thread;
 	bool started;
 	_Atomic bool stopping;
@@ -115,6 +122,9 @@ struct ksm {
 	unsigned release_count;
 	struct wire_store_page *releasing; /* [as many as fit a RELEASE] */
 
+	unsigned loaded_at;      /* the range that is being looked up */
+	uint32_t loaded_done;    /* pages of it */
+	bool hurries;            /* with pages that were loaded: no pace */
 	uint64_t cursor, round_at_ns;
 	struct wire_hash zero;   /* a page of zeroes */
 	uint32_t *later;         /* [LATER_PAGES] */
@@ -166,6 +176,8 @@ void link_fini(struct ksm *k);
 
 /* A new connection, or FORGET: brimd knows none of our pages. */
 void scan_anew(struct ksm *k);
+/* A new connection: what was loaded is looked up, from the start. */
+void scan_loaded(struct ksm *k);
 /* Messages in k->in. */
 void scan_answer(struct ksm *k, const struct wire_head *m);
 void scan_offer(struct ksm *k, const struct wire_head *m);

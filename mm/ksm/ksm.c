@@ -5,7 +5,8 @@
  * it reads some messages and does some work.  After each it rests, so long that its CPU time
  * stays the share of one CPU it was given, and the pages it handled below those it may
  * handle in a second; meanwhile nothing is read either, since each message is work.  It is
- * stopped at once all the same.
+ * stopped at once all the same.  It does not rest until it has looked up what was loaded
+ * before the guest began: that is bounded, and each moment later the guest has changed more.
  *
  * Without a brimd it tries to connect once in a while, and the engine makes no passes for it.
  */
@@ -21,6 +22,7 @@
 #include <unistd.h>
 
 #define NS_S 1000000000u
+#define LOADED_NS (10 * (uint64_t)NS_S)
 #define READ_MAX 8u /* messages a step */
 #define WORK_MAX 4u
 
@@ -90,7 +92,7 @@ static void rest(struct ksm *k, uint64_t cpu, uint64_t wall)
 	uint64_t pages = k->cfg.pages_per_s ? k->paced_pages * NS_S / k->cfg.pages_per_s : 0;
 
 	least = pages > least ? pages : least;
-	if (least > wall)
+	if (least > wall && !k->hurries)
 		k->rest_until_ns = now_ns() + least - wall;
 }
 
@@ -143,6 +145,7 @@ static void set_config(struct ksm *k, const struct ksm_config *cfg)
 	k->cfg.cpu_pct = cfg->cpu_pct ? cfg->cpu_pct : KSM_CPU_PCT;
 	k->cfg.pass_ns = cfg->pass_ns ? cfg->pass_ns : KSM_PASS_NS;
 	k->cfg.retry_ns = cfg->retry_ns ? cfg->retry_ns : NS_S;
+	k->cfg.loaded_ns = cfg->loaded_ns ? cfg->loaded_ns : LOADED_NS;
 }
 
 static int allocate(struct ksm *k)
@@ -185,6 +188,15 @@ void ksm_attach(struct ksm *k, struct engine *e, const struct ram *ram)
 	k->engine = e;
 	k->ram = ram;
 	k->ram_pages = (uint32_t)(ram_size_bytes(ram) >> PAGE_SHIFT);
+}
+
+void ksm_loaded(struct ksm *k, uint64_t index, uint64_t pages)
+{
+	VERIFY(k->ram && !k->started && index <= k->ram_pages && pages <= k->ram_pages - index);
+	k->loaded_until_ns = now_ns() + k->cfg.loaded_ns;
+	if (pages && k->loaded_count < KSM_LOADED_MAX)
+		k->loaded[k->loaded_count++] =
+			(struct loaded){ (uint32_t)index, (uint32_t)(index + pages) };
 }
 
 int ksm_start(struct ksm *k, struct err *e)

@@ -42,6 +42,7 @@ struct ksm_config {
 	uint64_t pages_per_s; /* looked up at most; 0: no bound but that */
 	uint64_t pass_ns;     /* between looks for what is cold; 0: KSM_PASS_NS */
 	uint64_t retry_ns;    /* between attempts to connect; 0: 1 s */
+	uint64_t loaded_ns;   /* how long what was loaded may be looked up at once; 0: 10 s */
 	/* Another way to connect: a descriptor, or -errno.  NULL: the socket. */
 	int (*dial)(void *ctx);
 	void *dial_ctx;
@@ -52,6 +53,12 @@ int ksm_create(struct ksm **out, const struct ksm_config *cfg, struct err *e);
 /* Once, before ksm_start().  Both outlive the thread; the engine also ends before
  * ksm_destroy(), as until then it reads the store. */
 void ksm_attach(struct ksm *k, struct engine *e, const struct ram *ram);
+/* Pages that were just loaded from a file, which other VMs may have loaded too.  They are
+ * looked up at once after the connection is made, at no pace, before any that is cold: the
+ * guest will never be so like others again.  After a while they are taken for what all others
+ * are.  Between ksm_attach() and ksm_start(); beyond KSM_LOADED_MAX ranges, nothing is done. */
+#define KSM_LOADED_MAX 16u
+void ksm_loaded(struct ksm *k, uint64_t index, uint64_t pages);
 /* The engine_config's `leaving`. */
 void ksm_leaving(void *ctx, uint64_t index, const void *page);
 

@@ -1,6 +1,7 @@
 /*
  * Which pages are looked up, and what becomes of the answers.
  *
+ *   loaded before the guest began ─► LOOKUP, at once; then
  *   engine_cold() ──hash──► LOOKUP ─► ALONE   nothing: an OFFER may come some day
  *   on their way to the              WANTED ──► CONTENT ─► SAME
  *   tier: ksm_leaving() ──► LOOKUP ─► SAME ───► engine_share_mapped(), as for an OFFER
@@ -86,6 +87,12 @@ void scan_anew(struct ksm *k)
 	k->later_count = 0;
 	k->later_wait_ns = LATER_NS;
 	atomic_store(&k->ring_tail, atomic_load(&k->ring_head));
+}
+
+void scan_loaded(struct ksm *k)
+{
+	k->loaded_at = k->loaded_done = 0;
+	k->hurries = k->loaded_count > 0 && now_ns() < k->loaded_until_ns;
 }
 
 /* ---- sharing what was named ----------------------------------------------------------- */
@@ -362,6 +369,47 @@ static unsigned gather_later(struct ksm *k)
 	return n;
 }
 
+/* The next page that was loaded.  False: that was all. */
+static bool next_loaded(struct ksm *k, uint32_t *page)
+{
+	while (k->loaded_at < k->loaded_count) {
+		const struct loaded *l = &k->loaded[k->loaded_at];
+
+		*page = l->first + k->loaded_done++;
+		if (*page < l->end)
+			return true;
+		k->loaded_at++;
+		k->loaded_done = 0;
+	}
+	return false;
+}
+
+/* As gather_cold(), of pages wherever they are. */
+static unsigned gather_loaded(struct ksm *k, unsigned *ask_about)
+{
+	uint64_t copy[PAGE_BYTES / sizeof(uint64_t)];
+	unsigned n = 0, left = 0;
+	uint32_t page;
+
+	k->hurries = k->hurries && now_ns() < k->loaded_until_ns;
+	for (; k->hurries && n < BATCH_PAGES && next_loaded(k, &page); n++) {
+		struct wire_hash h;
+
+		if (!read_page(k, page, copy))
+			continue;
+		h = hash_of(k, copy);
+		if (same_hash(&h, &k->zero))
+			k->same[k->same_count++] = (struct mm_same){ page, 0, 0 };
+		else
+			k->question.of[left++] = (struct wire_page){ h, page, 0 };
+	}
+	counter_add(CTR_share_loaded, n);
+	k->hurries = n > 0;
+	share_named(k);
+	*ask_about = left;
+	return n;
+}
+
 static void prefetch(const uint8_t *page)
 {
 	for (unsigned i = 0; i < PREFETCH_BYTES; i += 64)
@@ -408,17 +456,19 @@ static unsigned gather_cold(struct ksm *k, unsigned *ask_about)
 
 static bool look_up(struct ksm *k)
 {
-	unsigned n = gather_leaving(k), cold = 0;
+	unsigned n = 0, done = gather_loaded(k, &n);
 
 	k->question.again = false;
-	if (!n && k->later_count) {
-		n = gather_later(k);
+	if (!done)
+		done = n = gather_leaving(k);
+	if (!done && k->later_count) {
+		done = n = gather_later(k);
 		k->question.again = n;
 	}
+	if (!done)
+		done = gather_cold(k, &n);
 	if (!n)
-		cold = gather_cold(k, &n);
-	if (!n)
-		return cold;
+		return done;
 	memcpy(link_room(k), k->question.of, n * sizeof(*k->question.of));
 	counter_add(CTR_share_lookups, n);
 	ask(k, WIRE_LOOKUP, n);
@@ -445,6 +495,8 @@ uint64_t scan_due_ns(const struct ksm *k)
 		due = k->recall_at_ns;
 	if (k->question.count)
 		return due;
+	if (k->hurries)
+		return 0;
 	if (k->round_at_ns < due)
 		due = k->round_at_ns;
 	return k->later_count && k->later_at_ns < due ? k->later_at_ns : due;

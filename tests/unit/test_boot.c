@@ -679,6 +679,14 @@ static int load_all(struct boot_entry *entry)
 	return boot_load(ram, &cfg, LAYOUT_ACPI, entry, &e);
 }
 
+/* What is told to be in any VM of these files, besides the initrd. */
+static void check_loaded(const struct boot_entry *entry, unsigned i, uint64_t at, uint64_t bytes)
+{
+	cr_assert_lt(i, entry->loaded.count);
+	cr_assert_eq(entry->loaded.at[i].addr.v, at);
+	cr_assert_eq(entry->loaded.at[i].len_bytes, bytes);
+}
+
 static void set_initrd_bytes(uint64_t bytes)
 {
 	write_file(cfg.initrd, "initrd", "07070", bytes < 5 ? bytes : 5);
@@ -703,6 +711,9 @@ Test(boot, load_bzimage_fills_the_zero_page)
 	cr_assert_eq(bp->hdr.ramdisk_image, RAM_END - 2 * PAGE_BYTES);
 	cr_assert_eq(memcmp(ram_at(ram, gpa(bp->hdr.ramdisk_image), 5), "07070", 5), 0);
 	cr_assert_eq(bp->e820_entries, 5);
+	cr_assert_eq(entry.loaded.count, 2);
+	check_loaded(&entry, 0, PREFERRED, IMAGE_BYTES - SETUP_BYTES);
+	check_loaded(&entry, 1, bp->hdr.ramdisk_image, 5000);
 	end_files();
 }
 
@@ -735,6 +746,10 @@ Test(boot, load_elf_fills_the_start_info)
 	cr_assert_eq(at, LAYOUT_ACPI);
 	memcpy(&word, si + 48, 4);
 	cr_assert_eq(word, 5, "memory map");
+	cr_assert_eq(entry.loaded.count, 3);
+	check_loaded(&entry, 0, PREFERRED, TEXT_BYTES);
+	check_loaded(&entry, 1, DATA_AT, DATA_BYTES);
+	check_loaded(&entry, 2, RAM_END - 2 * PAGE_BYTES, 5000);
 	end_files();
 }
 
