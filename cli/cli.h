@@ -122,7 +122,7 @@ struct run_args {
 	const char *kernel, *initrd, *cmdline, *name, *swap, *share_group;
 	struct text_list disks, nets, append, balloon;
 	uint64_t memory_bytes, limit_bytes, pool_cap_bytes, pool_acceleration, cpus,
-		stop_timeout_s, share_cpu_pct;
+		stop_timeout_s, share_cpu_pct, share_pace;
 	unsigned hugepages, pool_delta; /* of `enum ram_huge`, `enum run_delta` */
 	unsigned pool_refine;           /* of refine_choices */
 	bool console, detach, no_reboot, allow_emulated, dry_run;

@@ -178,6 +178,9 @@ static const struct opt run_opts[] = {
 		  "shares with nobody" },
 	{ .name = "share-cpu", .type = OPT_UINT, .arg = "PERCENT", .def = "10", .min = 1, .max = 100,
 	  RUN_AT(share_cpu_pct), .help = "of one CPU, the most that looking for equal pages may take" },
+	{ .name = "share-pace", .type = OPT_UINT, .arg = "PAGES", .def = "0", .max = VM_SHARE_PACE_MAX,
+	  RUN_AT(share_pace), .help = "pages a second looked at for that, at most; 0: as many as the "
+				      "CPU's share allows" },
 	{ .name = "cpus", .letter = 'c', .type = OPT_UINT, .arg = "N", .def = "1", .min = 1,
 	  .max = VM_MAX_CPUS, RUN_AT(cpus), .help = "how many processors the guest has" },
 	{ .name = "append", .letter = 'a', .type = OPT_LIST, .arg = "TEXT", RUN_AT(append),

@@ -556,7 +556,8 @@ static int put_share(json_t *o, const struct run_args *a, struct err *e)
 	json_t *share;
 	int rc = 0;
 
-	if (!a->share_group && (!a->share_cpu_pct || a->share_cpu_pct == KSM_CPU_PCT))
+	if (!a->share_group && !a->share_pace &&
+	    (!a->share_cpu_pct || a->share_cpu_pct == KSM_CPU_PCT))
 		return 0;
 	if (a->share_group && vm_name_check(a->share_group, NULL))
 		return err_set(e, -EINVAL, "--share-group '%s': a name has 1 to %d letters, digits, '.', '_' "
@@ -568,6 +569,8 @@ static int put_share(json_t *o, const struct run_args *a, struct err *e)
 		rc = put_string(share, "group", a->share_group, e);
 	if (!rc && a->share_cpu_pct)
 		rc = json_object_set_new(share, "cpu_pct", json_integer((json_int_t)a->share_cpu_pct));
+	if (!rc && a->share_pace)
+		rc = json_object_set_new(share, "pages_per_s", json_integer((json_int_t)a->share_pace));
 	if (!rc && json_object_set(o, "share", share))
 		rc = err_sys(e, -ENOMEM, "--share-group");
 	json_decref(share);

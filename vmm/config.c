@@ -339,11 +339,17 @@ static int read_sh_cpu(struct vm_config *cfg, const json_t *v, const char *key, 
 	return get_unsigned(v, 1, 100, &cfg->share.cpu_pct, "share.cpu_pct", e);
 }
 
+static int read_sh_pace(struct vm_config *cfg, const json_t *v, const char *key, struct err *e)
+{
+	return get_unsigned(v, 0, VM_SHARE_PACE_MAX, &cfg->share.pages_per_s, "share.pages_per_s", e);
+}
+
 static int read_share(struct vm_config *cfg, const json_t *v, const char *key, struct err *e)
 {
 	static const struct field fields[] = {
 		{ "group", read_sh_group },
 		{ "cpu_pct", read_sh_cpu },
+		{ "pages_per_s", read_sh_pace },
 	};
 
 	if (!json_is_object(v))

@@ -53,7 +53,8 @@ int sharing_create(struct machine *m, struct err *e)
 {
 	char socket[RUN_PATH_MAX], group[VM_NAME_MAX];
 	struct ksm_config cfg = { .socket = socket, .vm = m->cfg->name, .group = group,
-				  .cpu_pct = m->cfg->share.cpu_pct };
+				  .cpu_pct = m->cfg->share.cpu_pct,
+				  .pages_per_s = m->cfg->share.pages_per_s };
 
 	if (is_off(m))
 		return 0;

@@ -48,6 +48,7 @@
 #define VM_POOL_CAP_MIN_BYTES (16 * MiB) /* with the disk's share of it */
 #define VM_SWAP_MIN_BYTES (5 * MiB)
 #define VM_SHARE_NONE "none"
+#define VM_SHARE_PACE_MAX 1000000000u
 #define VM_CMDLINE_MAX 2048u /* Linux's COMMAND_LINE_SIZE, terminator included */
 
 struct vm_disk {
@@ -67,6 +68,7 @@ struct vm_swap {
 struct vm_share {
 	char group[VM_NAME_MAX]; /* "": VMs of the same owner; VM_SHARE_NONE: nobody */
 	unsigned cpu_pct;        /* of one CPU, for finding them; 0: the default */
+	unsigned pages_per_s;    /* looked at for that; 0: no bound but this */
 };
 
 struct vm_net {

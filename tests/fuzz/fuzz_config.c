@@ -13,7 +13,7 @@ static const char *const pieces[] = {
 	"{\"name\":\"a\",\"kernel\":\"/k\",\"run_dir\":\"/r\",", "{", "}", "[", "]", ",", ":",
 	"\"v\":", "\"name\":", "\"memory_bytes\":", "\"cpus\":", "\"kernel\":", "\"initrd\":",
 	"\"cmdline\":", "\"run_dir\":", "\"disks\":[{\"path\":\"/d\",", "\"nets\":[{\"tap\":\"t\",",
-	"\"balloon\":{", "\"share\":{", "\"group\":", "\"cpu_pct\":", "\"hugepages\":", "\"rng\":", "\"console\":", "\"die_with_parent\":",
+	"\"balloon\":{", "\"share\":{", "\"group\":", "\"cpu_pct\":", "\"pages_per_s\":", "\"hugepages\":", "\"rng\":", "\"console\":", "\"die_with_parent\":",
 	"\"reboot\":", "\"allow_emulated_kvm\":", "\"stop_timeout_s\":", "\"path\":", "\"serial\":",
 	"\"readonly\":", "\"direct\":", "\"tap\":", "\"mac\":", "\"52:54:00:12:34:56\"",
 	"\"deflate_on_oom\":", "\"reporting\":", "\"hinting\":", "\"poison\":",

@@ -374,12 +374,13 @@ Test(cli_spec, share_is_described_as_given, .fini = remove_scratch)
 	uint64_t pct = 0;
 	char line[256];
 
-	snprintf(line, sizeof(line), "-k %s --share-group blue --share-cpu 25", kernel);
+	snprintf(line, sizeof(line), "-k %s --share-group blue --share-cpu 25 --share-pace 700", kernel);
 	cr_assert_eq(parse_run(line, &e), 0, "%s", e.msg);
 	cr_assert_eq(spec_build(&run_args, &config, &e), 0, "%s", e.msg);
 	share = json_object_get(config, "share");
 	cr_expect_str_eq(json_text(share, "group"), "blue");
 	cr_expect(json_u64(share, "cpu_pct", NULL, &pct) && pct == 25);
+	cr_expect(json_u64(share, "pages_per_s", NULL, &pct) && pct == 700);
 	json_decref(config);
 	opt_fini(&in, &run_args);
 	snprintf(line, sizeof(line), "-k %s", kernel);

@@ -234,12 +234,15 @@ Test(config, pool_refine_on_unless_switched_off)
 
 Test(config, share_arrives)
 {
-	good("\"share\":{\"group\":\"blue\",\"cpu_pct\":25}");
+	good("\"share\":{\"group\":\"blue\",\"cpu_pct\":25,\"pages_per_s\":5000}");
 	cr_assert_str_eq(cfg.share.group, "blue");
 	cr_assert_eq(cfg.share.cpu_pct, 25);
+	cr_assert_eq(cfg.share.pages_per_s, 5000);
 	good("\"share\":{\"group\":null}");
 	cr_assert_str_eq(cfg.share.group, "");
 	cr_assert_eq(cfg.share.cpu_pct, 0);
+	cr_assert_eq(cfg.share.pages_per_s, 0);
+	good("\"share\":{\"pages_per_s\":0}");
 }
 
 Test(config, share_wrong_refused_by_name)
@@ -251,6 +254,8 @@ Test(config, share_wrong_refused_by_name)
 	    "share.group");
 	bad("\"share\":{\"cpu_pct\":0}", "share.cpu_pct");
 	bad("\"share\":{\"cpu_pct\":101}", "share.cpu_pct");
+	bad("\"share\":{\"pages_per_s\":-1}", "share.pages_per_s");
+	bad("\"share\":{\"pages_per_s\":1000000001}", "share.pages_per_s");
 	bad("\"share\":{\"seed\":1}", "share.seed");
 }
 
