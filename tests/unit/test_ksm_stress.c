@@ -172,13 +172,18 @@ static void vm_close(struct vm *vm)
 	ram_destroy(&vm->ram);
 }
 
-/* Looks at what the share thread may just be setting up. */
-__attribute__((no_sanitize_thread))
-static uint64_t used_pages(const struct ksm *k)
+#define STORE_PAGES 65536u /* more are not stored here: the VMs have fewer pages, all of them */
+
+/* Only once the thread has said that it set them up; meanwhile as many as before. */
+static uint64_t used_pages(struct ksm *k, uint64_t before)
 {
+	struct ksm_status status;
 	uint64_t n = 0;
 
-	for (uint32_t i = 1; k->store && i < k->uses.end; i++)
+	ksm_status(k, &status);
+	if (status.state != KSM_CONNECTED)
+		return before;
+	for (uint32_t i = 1; i < k->uses.pages && i < STORE_PAGES; i++)
 		n += uses_count(&k->uses, i) != 0;
 	return n;
 }
@@ -187,7 +192,7 @@ static void publish(const struct vm *vm)
 {
 	for (unsigned c = 0; c < CTR_COUNT_; c++)
 		shared->vm[vm->number].counters[c] = counter_get(c);
-	shared->vm[vm->number].used = used_pages(vm->k);
+	shared->vm[vm->number].used = used_pages(vm->k, shared->vm[vm->number].used);
 	ksm_status(vm->k, &shared->vm[vm->number].status);
 }
 
