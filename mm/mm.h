@@ -338,6 +338,10 @@ uint64_t engine_cold(struct engine *e, uint64_t *cursor, uint32_t *list, uint64_
 /* All are to be named again: who kept the hashes has lost them. */
 void engine_forget_hashes(struct engine *e);
 
+/* At most n pages (rising) that are packed in memory, from page *at on, which it moves on:
+ * 0: there is none further. */
+uint64_t engine_packed(struct engine *e, uint64_t *at, uint32_t *list, uint64_t n);
+
 /* The page's bytes where it is away in memory: 0.  -EAGAIN: it is in guest RAM, so look
  * there; -ENODATA: neither.  Brings nothing back. */
 int engine_peek(struct engine *e, uint64_t index, void *page);

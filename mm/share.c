@@ -145,6 +145,30 @@ uint64_t engine_cold(struct engine *e, uint64_t *cursor, uint32_t *list, uint64_
 	return found;
 }
 
+static uint64_t packed_in_chunk(struct engine *e, uint64_t *at, uint32_t *list, uint64_t n)
+{
+	struct chunk *c = chunk_of(&e->pages, *at);
+	uint64_t end = (*at / CHUNK_PAGES + 1) * CHUNK_PAGES, found = 0;
+
+	pthread_mutex_lock(&c->lock);
+	if (!c->away)
+		*at = end;
+	for (; *at < end && found < n; ++*at)
+		if (e->pages.page[*at].state == PAGE_PACKED)
+			list[found++] = (uint32_t)*at;
+	pthread_mutex_unlock(&c->lock);
+	return found;
+}
+
+uint64_t engine_packed(struct engine *e, uint64_t *at, uint32_t *list, uint64_t n)
+{
+	uint64_t found = 0;
+
+	while (found < n && *at < e->pages.count)
+		found += packed_in_chunk(e, at, list + found, n - found);
+	return found;
+}
+
 void engine_forget_hashes(struct engine *e)
 {
 	for (uint64_t c = 0; c < e->pages.chunk_count; c++) {

@@ -126,6 +126,7 @@ struct ksm {
 	uint32_t loaded_done;    /* pages of it */
 	bool hurries;            /* with pages that were loaded: no pace */
 	uint64_t cursor, round_at_ns;
+	uint64_t packed_at;      /* pages packed before the connection: looked up to there */
 	struct wire_hash zero;   /* a page of zeroes */
 	uint32_t *later;         /* [LATER_PAGES] */
 	unsigned later_count;

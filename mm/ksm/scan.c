@@ -6,6 +6,7 @@
  *   on their way to the              WANTED ──► CONTENT ─► SAME
  *   tier: ksm_leaving() ──► LOOKUP ─► SAME ───► engine_share_mapped(), as for an OFFER
  *   LATER, after a while ─► LOOKUP ─► LATER ──► the list of those, or forgotten
+ *   packed before the connection ─► LOOKUP, when there is nothing else
  *
  * A page of zeroes needs nobody: its memory is given back at once.
  *
@@ -82,7 +83,7 @@ void scan_anew(struct ksm *k)
 
 	engine_forget_hashes(k->engine);
 	k->zero = hash_of(k, zeroes);
-	k->cursor = 0;
+	k->cursor = k->packed_at = 0;
 	k->round_at_ns = now_ns();
 	k->later_count = 0;
 	k->later_wait_ns = LATER_NS;
@@ -410,6 +411,23 @@ static unsigned gather_loaded(struct ksm *k, unsigned *ask_about)
 	return n;
 }
 
+/* What was packed while brimd could not be told, or told to another brimd.  Unpacked to be
+ * hashed, so after all others. */
+static unsigned gather_packed(struct ksm *k, unsigned *ask_about)
+{
+	uint64_t copy[PAGE_BYTES / sizeof(uint64_t)];
+	unsigned n = (unsigned)engine_packed(k->engine, &k->packed_at, k->pages, BATCH_PAGES);
+	unsigned left = 0;
+
+	for (unsigned i = 0; i < n; i++)
+		if (read_page(k, k->pages[i], copy))
+			k->question.of[left++] = (struct wire_page){ hash_of(k, copy), k->pages[i], 0 };
+	counter_add(CTR_share_packed_again, n);
+	k->paced_pages += n - left;
+	*ask_about = left;
+	return n;
+}
+
 static void prefetch(const uint8_t *page)
 {
 	for (unsigned i = 0; i < PREFETCH_BYTES; i += 64)
@@ -467,6 +485,8 @@ static bool look_up(struct ksm *k)
 	}
 	if (!done)
 		done = gather_cold(k, &n);
+	if (!done)
+		done = gather_packed(k, &n);
 	if (!n)
 		return done;
 	memcpy(link_room(k), k->question.of, n * sizeof(*k->question.of));
@@ -495,7 +515,7 @@ uint64_t scan_due_ns(const struct ksm *k)
 		due = k->recall_at_ns;
 	if (k->question.count)
 		return due;
-	if (k->hurries)
+	if (k->hurries || k->packed_at < k->ram_pages)
 		return 0;
 	if (k->round_at_ns < due)
 		due = k->round_at_ns;

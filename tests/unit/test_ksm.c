@@ -303,6 +303,54 @@ Test(ksm, forget_has_all_looked_up_again)
 	fh_close(&f);
 }
 
+/* LOOKUPs until n packed pages were asked about; each is answered ALONE. */
+static void packed_are_asked(struct fakehost *f, unsigned n)
+{
+	bool asked[BOX_PAGES] = { false };
+
+	for (unsigned seen = 0; seen < n;) {
+		const struct wire_page *p = fh_expect(f, WIRE_LOOKUP);
+
+		for (unsigned i = 0; i < f->m->count; i++) {
+			cr_assert_not(asked[p[i].page], "page %u twice", p[i].page);
+			asked[p[i].page] = true;
+			seen += fh_state(f, p[i].page) == PAGE_PACKED;
+		}
+		fh_answer(f, WIRE_ALONE, 0);
+	}
+	fh_silence(f, 20);
+}
+
+Test(ksm, packed_before_the_connection_is_looked_up_once_in_each)
+{
+	static struct fakehost f;
+	struct wire_offer o = { 0, 9 };
+	unsigned packed;
+
+	fh_open(&f);
+	box_fill_all(&f.b, 0, 2000);
+	box_push_out(&f.b, 1500);
+	packed = (unsigned)atomic_load(&f.b.e->pages.in_state[PAGE_PACKED]);
+	cr_assert_gt(packed, 1200);
+	fh_connect(&f);
+	packed_are_asked(&f, packed);
+	cr_assert_eq(counter_get(CTR_share_packed_again), packed);
+	fh_hang_up(&f);
+	fh_expect(&f, WIRE_HELLO);
+	fh_expect(&f, WIRE_HOLD);
+	fh_welcome(&f);
+	packed_are_asked(&f, packed);
+	cr_assert_eq(f.b.held, packed, "it was brought back");
+	while (fh_state(&f, o.page) != PAGE_PACKED)
+		o.page++;
+	fh_store(&f, 9, o.page, 1);
+	fh_send(&f, WIRE_OFFER, &o, 1);
+	fh_step_until(&f, CTR_engine_shared, 1);
+	cr_assert_eq(fh_state(&f, o.page), PAGE_STORED);
+	cr_assert_eq(f.b.held, packed - 1);
+	fh_close(&f);
+}
+
 /* ---- what crosses ------------------------------------------------------------------------------- */
 
 Test(ksm, naming_that_crosses_a_release_is_not_used)

@@ -151,6 +151,7 @@ static void vm_open(struct vm *vm)
 	must(engine_create(&vm->e, &ec, &e), &e);
 	swap_attach(vm->swap, vm->e);
 	ksm_attach(vm->k, vm->e, vm->ram);
+	ksm_loaded(vm->k, 0, VM_PAGES); /* which the vCPUs are writing meanwhile */
 	must(ksm_start(vm->k, &e), &e);
 	vm->mem = (uint64_t *)ram_slot(vm->ram, 0)->hva;
 }
