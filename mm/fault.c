@@ -168,10 +168,11 @@ static uint64_t zero_run(struct engine *e, uint64_t index, uint64_t n)
  * whoever leaves some of those unwritten must not be given memory in their place. */
 static bool is_written_before(const struct engine *e, uint64_t index)
 {
+	bool in_chunk = index % CHUNK_PAGES >= DENSE_PAGES; /* else there may be no such pages */
 	struct page_region r;
 	struct pm_scan_arg a = {
 		.size = sizeof(a),
-		.start = (uint64_t)page_at(e, index - DENSE_PAGES),
+		.start = (uint64_t)page_at(e, in_chunk ? index - DENSE_PAGES : index),
 		.end = (uint64_t)page_at(e, index),
 		.vec = (uint64_t)&r, .vec_len = 1,
 		.category_mask = PAGE_IS_PRESENT | PAGE_IS_PFNZERO,
@@ -179,8 +180,7 @@ static bool is_written_before(const struct engine *e, uint64_t index)
 		.return_mask = PAGE_IS_PRESENT,
 	};
 
-	return index % CHUNK_PAGES >= DENSE_PAGES &&
-	       e->host->ioctl(e->pagemap, PAGEMAP_SCAN, &a) == 1 && r.start == a.start &&
+	return in_chunk && e->host->ioctl(e->pagemap, PAGEMAP_SCAN, &a) == 1 && r.start == a.start &&
 	       r.end == a.end;
 }
 
