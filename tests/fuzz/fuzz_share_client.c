@@ -346,6 +346,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		return 0;
 	for (uint32_t i = 0; i < GUEST_PAGES; i += 2)
 		write_page(i, i % CLASSES);
+	if (size % 2) {
+		ksm_loaded(f.k, 1, GUEST_PAGES / 2);
+		ksm_loaded(f.k, GUEST_PAGES / 3, GUEST_PAGES / 3);
+	}
 	step();
 	while (f.left)
 		act(next());
