@@ -146,9 +146,6 @@ void opt_fini(struct invocation *in, void *args);
 /* "30", "30s", "5m", "1h". */
 int seconds_parse(const char *text, uint64_t *seconds, struct err *e);
 
-/* The one of `names` most like `text`, NULL when none is near. */
-const char *nearest(const char *text, const char *const *names, size_t count);
-
 /* ---- help.c, man.c, completion.c ------------------------------------------------ */
 
 void help_print(FILE *out, const struct cmd *c);
@@ -197,7 +194,7 @@ int cli_wrong(const struct err *e);
 
 /* ---- spec.c ---------------------------------------------------------------------- */
 
-#define DEFAULT_CMDLINE "console=ttyS0 panic=1"
+#define DEFAULT_CMDLINE VM_DEFAULT_CMDLINE
 
 /* The config JSON, all but name and run_dir.  Checks every path.  -EINVAL: the
  * command line is wrong; another -errno: what it names is. */

@@ -297,21 +297,6 @@ int spec_swap(const char *text, json_t **swap, struct err *e)
 
 /* ---- networks -------------------------------------------------------------------------- */
 
-/* Six hexadecimal pairs, and not the address of a group. */
-static bool mac_ok(const char *mac)
-{
-	static const char hex[] = "0123456789abcdefABCDEF";
-	unsigned first;
-
-	if (strlen(mac) != 17)
-		return false;
-	for (int i = 0; i < 17; i++)
-		if (i % 3 == 2 ? mac[i] != ':' : !strchr(hex, mac[i]))
-			return false;
-	first = (unsigned)strtoul(mac, NULL, 16);
-	return !(first & 1);
-}
-
 /* root's brim-vmm may make the interface; others need one that is there. */
 static int check_tap(const char *tap, struct err *e)
 {
@@ -348,6 +333,7 @@ static int net_item(const char *text, char *item, char tap[IFNAMSIZ + 1], char m
 int spec_net(const char *text, json_t **net, struct err *e)
 {
 	char item[128], tap[IFNAMSIZ + 1] = "", mac[19] = "";
+	uint8_t bytes[6];
 	const char *rest = text;
 	json_t *o;
 	int rc = 0;
@@ -356,7 +342,7 @@ int spec_net(const char *text, json_t **net, struct err *e)
 		rc = net_item(text, item, tap, mac, e);
 	if (!rc && !tap[0])
 		rc = err_set(e, -EINVAL, "--net %s: tap=NAME is missing", text);
-	if (!rc && mac[0] && !mac_ok(mac))
+	if (!rc && mac[0] && vm_mac_parse(mac, bytes))
 		rc = err_set(e, -EINVAL, "--net %s: '%s' is not a card's address such as "
 			     "52:54:00:12:34:56", text, mac);
 	if (!rc)

@@ -3,7 +3,8 @@
  *
  * What lives here: the one-sentence error (struct err), the log, the checks
  * for our own bugs (VERIFY, ASSERT), thread roles and their CPUs, counters and
- * gauges (which others may read as a file: shm.h), and the parsing and printing of sizes.
+ * gauges (which others may read as a file: shm.h), the parsing and printing of sizes,
+ * and the nearest of some names.
  *
  * Threads: everything here may be called from any thread unless its comment
  * says otherwise.  Nothing here blocks except writing a log line to its fd.
@@ -234,5 +235,12 @@ int size_parse(const char *text, uint64_t *bytes, struct err *e);
 const char *size_format(char *buf, size_t buf_len, uint64_t bytes);
 
 uint64_t now_ns(void); /* CLOCK_MONOTONIC */
+
+/* ---- names ------------------------------------------------------------- */
+
+#define NEAR_MAX 64 /* longer words are not compared */
+
+/* The one of `names` most like `text`, NULL when none is near. */
+const char *nearest(const char *text, const char *const *names, size_t count);
 
 #endif

@@ -188,21 +188,29 @@ static int read_stop_timeout(struct vm_config *cfg, const json_t *v, const char 
 	return get_unsigned(v, 0, 3600, &cfg->stop_timeout_s, key, e);
 }
 
+int vm_mac_parse(const char *text, uint8_t mac[6])
+{
+	unsigned b[6];
+
+	/* 17 of these characters: scanf alone would also take blanks and signs. */
+	if (strlen(text) != 17 || strspn(text, "0123456789abcdefABCDEF:") != 17 ||
+	    sscanf(text, "%2x:%2x:%2x:%2x:%2x:%2x", &b[0], &b[1], &b[2], &b[3], &b[4], &b[5]) != 6)
+		return -EINVAL;
+	if (b[0] & 1)
+		return -EINVAL;
+	for (int i = 0; i < 6; i++)
+		mac[i] = (uint8_t)b[i];
+	return 0;
+}
+
 static int read_mac(const json_t *v, uint8_t mac[6], const char *key, struct err *e)
 {
 	const char *s = json_string_value(v);
-	unsigned b[6];
 
 	if (json_is_null(v))
 		return 0;
-	/* 17 of these characters: scanf alone would also take blanks and signs. */
-	if (!s || strlen(s) != 17 || strspn(s, "0123456789abcdefABCDEF:") != 17 ||
-	    sscanf(s, "%2x:%2x:%2x:%2x:%2x:%2x", &b[0], &b[1], &b[2], &b[3], &b[4], &b[5]) != 6)
-		return wrong(e, key, "a MAC address such as 52:54:00:12:34:56");
-	if (b[0] & 1)
-		return wrong(e, key, "a unicast MAC address (first byte even)");
-	for (int i = 0; i < 6; i++)
-		mac[i] = (uint8_t)b[i];
+	if (!s || vm_mac_parse(s, mac))
+		return wrong(e, key, "a unicast MAC address such as 52:54:00:12:34:56");
 	return 0;
 }
 

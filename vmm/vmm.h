@@ -49,6 +49,7 @@
 #define VM_SWAP_MIN_BYTES (5 * MiB)
 #define VM_SHARE_NONE "none"
 #define VM_SHARE_PACE_MAX 1000000000u
+#define VM_DEFAULT_CMDLINE "console=ttyS0 panic=1"
 #define VM_CMDLINE_MAX 2048u /* Linux's COMMAND_LINE_SIZE, terminator included */
 
 struct vm_disk {
@@ -104,5 +105,8 @@ struct vm_config {
 /* Parses the JSON of a VM's description.  Unknown keys are errors.  -EINVAL with
  * a sentence naming the key. */
 int vm_config_parse(struct vm_config *cfg, const char *json, size_t len, struct err *e);
+
+/* "52:54:00:12:34:56": -EINVAL where it is none, or a group's. */
+int vm_mac_parse(const char *text, uint8_t mac[6]);
 
 #endif
