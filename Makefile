@@ -26,7 +26,7 @@ LDFLAGS_BRIM := -pthread $(SAN)
 LIB_SRC  := $(wildcard stats/*.c mm/*.c mm/balloon/*.c mm/swap/*.c mm/ksm/*.c mm/policy/*.c virtio/*.c)
 VMM_SRC  := $(wildcard vmm/*.c)
 CLI_SRC  := $(wildcard cli/*.c)
-HOST_SRC := $(wildcard host/*.c)
+HOST_SRC := $(wildcard host/*.c host/config/*.c)
 UNIT_SRC := $(wildcard tests/unit/test_*.c)
 TLIB_SRC := $(wildcard tests/lib/*.c)
 FUZZ_SRC := $(wildcard tests/fuzz/fuzz_*.c)
@@ -50,7 +50,7 @@ BENCH := $(patsubst bench/%.c,$(BUILD)/bench/%,$(BENCH_SRC))
 LIBS_TEST := $(if $(findstring thread,$(SAN)),,-lcriterion)
 CPPFLAGS_BRIM := $(if $(findstring thread,$(SAN)),-Itests/lib/tsan) $(CPPFLAGS_BRIM)
 LIBS_LIB := -luring -llz4 -lzstd -lxxhash -lcrypto
-LIBS_VMM := -ljansson -lm
+LIBS_VMM := -ljansson -lyaml -lm
 
 .DELETE_ON_ERROR:
 .SECONDARY:
@@ -98,7 +98,7 @@ $(BUILD)/bin/brim-vmm: $(call obj,vmm/main.c) $(VMMLIB) $(LIB)
 	$(if $(Q),@echo "  LD    $@")
 	$(Q)$(CC) $(LDFLAGS_BRIM) $(LDFLAGS) -o $@ $^ $(LIBS_VMM) $(LIBS_LIB)
 
-$(BUILD)/bin/brim: $(call obj,cli/main.c) $(CLILIB) $(VMMLIB) $(LIB)
+$(BUILD)/bin/brim: $(call obj,cli/main.c) $(CLILIB) $(HOSTLIB) $(VMMLIB) $(LIB)
 	@mkdir -p $(@D)
 	$(if $(Q),@echo "  LD    $@")
 	$(Q)$(CC) $(LDFLAGS_BRIM) $(LDFLAGS) -o $@ $^ $(LIBS_VMM) $(LIBS_LIB)

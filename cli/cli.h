@@ -97,6 +97,8 @@ struct cmd {
 	size_t min_pos, max_pos;
 	enum complete comp; /* of the first word that is not an option */
 	bool size_follows;  /* the second word is a size; else all are of the first one's kind */
+	const char *const *verbs; /* NULL-terminated: the first word is one of these, and `comp` is of
+				   * those that follow; NULL: it has none */
 	const struct section *const *sections; /* ends with NULL */
 	int man_section;
 	/* Returns an exit status.  NULL: a manual page only. */
@@ -134,6 +136,15 @@ struct args {
 	uint64_t timeout_s;
 	const char *man_dir;
 };
+
+/* Of `brim config`. */
+struct config_args {
+	bool json, origin, markdown, schema;
+	const char *vm;
+	uint64_t host_memory_bytes; /* 0: this host's */
+};
+
+extern const char *const config_verbs[];
 
 /* ---- opt.c -------------------------------------------------------------------- */
 
@@ -314,6 +325,7 @@ int cmd_balloon(const struct invocation *in);
 int cmd_limit(const struct invocation *in);
 int cmd_reclaim(const struct invocation *in);
 int cmd_hint(const struct invocation *in);
+int cmd_config(const struct invocation *in);
 int cmd_doctor(const struct invocation *in);
 int cmd_completion(const struct invocation *in);
 int cmd_help(const struct invocation *in);

@@ -248,6 +248,22 @@ static const struct opt reclaim_opts[] = {
 	  AT(timeout_s), .help = "how long --wait waits" },
 };
 
+#define CONFIG_AT(member) .at = offsetof(struct config_args, member)
+
+static const struct opt config_opts[] = {
+	{ .name = "json", .type = OPT_FLAG, CONFIG_AT(json), .help = "show, diff: JSON, for programs" },
+	{ .name = "origin", .type = OPT_FLAG, CONFIG_AT(origin),
+	  .help = "show: where each value came from: a line of the file, its `defaults`, or built in" },
+	{ .name = "vm", .type = OPT_TEXT, .arg = "NAME", CONFIG_AT(vm), .help = "show: this VM alone" },
+	{ .name = "host-memory", .type = OPT_SIZE, .arg = "SIZE", .min = 64 * MiB,
+	  CONFIG_AT(host_memory_bytes),
+	  .help = "check and show the file as on a host that has so much memory, not this one" },
+	{ .name = "markdown", .type = OPT_FLAG, CONFIG_AT(markdown),
+	  .help = "keys: as the page docs/configuration.md" },
+	{ .name = "schema", .type = OPT_FLAG, CONFIG_AT(schema),
+	  .help = "keys: as a JSON Schema, for editors" },
+};
+
 static const struct opt help_opts[] = {
 	{ .name = "man", .type = OPT_FLAG, AT(man), .help = "print the manual page, as roff" },
 	{ .name = "man-dir", .type = OPT_TEXT, .arg = "DIR", .comp = COMP_FILE, AT(man_dir),
@@ -278,6 +294,10 @@ EXAMPLES(limit_examples,
 EXAMPLES(reclaim_examples,
 	{ "brim limit web1", "COLD says how much is worth taking" },
 	{ "brim reclaim web1 512M --wait", "pack the coldest 512 MiB" });
+EXAMPLES(config_examples,
+	{ "brim config check host.yaml", "is it right? every error, with its place" },
+	{ "brim config show host.yaml --vm web-1 --origin", "what web-1 is, and why" },
+	{ "brim config diff old.yaml new.yaml", "what a change takes" });
 EXAMPLES(completion_examples,
 	{ "source <(brim completion bash)", "in this shell" },
 	{ "brim completion bash > ~/.local/share/bash-completion/completions/brim", "for good" });
@@ -383,6 +403,24 @@ const struct cmd commands[] = {
 	  .text = "One round of free page hinting. The guest keeps the memory: it comes back as soon as "
 		  "the guest uses it." },
 
+	{ .name = "config", .group = GROUP_HOST, .synopsis = "check|show|diff|keys [FILE]... [OPTION]...",
+	  .summary = "check and explain a host's configuration", .run = cmd_config,
+	  .args_bytes = sizeof(struct config_args), OPTS(config_opts), .min_pos = 1, .max_pos = 3,
+	  .verbs = config_verbs, .comp = COMP_FILE, .man_section = 1,
+	  .sections = SECTIONS(&config_examples, &((const struct section){ .title = "Exit status",
+		  .rows = (const struct row[]){
+			  { "0", "the file is right" },
+			  { "1", "it is not, or cannot be read" },
+			  { "2", "the command line is wrong" },
+			  { NULL, NULL } } })),
+	  .text = "One YAML file describes a host: what brim may use of it, how its policy decides, and "
+		  "its VMs.\n\n"
+		  "`check FILE` says whether it is right: all errors at once, each with file, line, column, "
+		  "key, what is wrong and what was expected. Whether it all fits the host is not decided "
+		  "here, but when VMs are started. `show FILE` prints what is in effect, defaults and "
+		  "variables resolved, as YAML that means the same. `diff OLD NEW` lists what differs, and "
+		  "whether that is applied at once or at the next start of a VM or of brimd. `keys` lists all "
+		  "keys, with what may be written and the defaults; docs/configuration.md explains them." },
 	{ .name = "doctor", .group = GROUP_HOST, .synopsis = "[OPTION]...",
 	  .summary = "check whether this host can run VMs", .run = cmd_doctor,
 	  .args_bytes = sizeof(struct args), OPTS(json_opts), .man_section = 1,

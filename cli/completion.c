@@ -46,6 +46,17 @@ static void put_words(FILE *out, enum complete comp)
 	}
 }
 
+/* Where the first word says what to do, those; the rest is for what follows. */
+static void put_verbs(FILE *out, const struct cmd *c)
+{
+	if (!c->verbs)
+		return;
+	fputs("[ \"$COMP_CWORD\" -eq 2 ] && { _brim_words '", out);
+	for (size_t i = 0; c->verbs[i]; i++)
+		fprintf(out, "%s%s", i ? " " : "", c->verbs[i]);
+	fputs("'; return; }; ", out);
+}
+
 /* What can stand after an option that takes a value. */
 static void put_value(FILE *out, const struct cmd *c, const struct opt *o)
 {
@@ -87,6 +98,7 @@ void completion_print(FILE *out)
 		fprintf(out, "\t%s:-*) _brim_words '", commands[i].name);
 		put_options(out, &commands[i]);
 		fprintf(out, "' ;;\n\t%s:*) ", commands[i].name);
+		put_verbs(out, &commands[i]);
 		put_words(out, commands[i].comp);
 		fputs(" ;;\n", out);
 	}

@@ -276,6 +276,23 @@ static int take_words(struct line *l, bool *help, struct err *e)
 	return rc;
 }
 
+/* "config chekc": the first word says what to do. */
+static int check_verb(const struct invocation *in, struct err *e)
+{
+	const char *const *verbs = in->cmd->verbs;
+	const char *word = in->pos.count ? in->pos.items[0] : "", *near;
+	size_t n = 0;
+
+	for (; verbs && verbs[n]; n++)
+		if (strcmp(verbs[n], word) == 0)
+			return 0;
+	if (!verbs)
+		return 0;
+	near = nearest(word, verbs, n);
+	return err_set(e, -EINVAL, "%s: unknown command '%s'%s%s%s", in->cmd->name, word,
+		       near ? "; did you mean '" : "", near ? near : "", near ? "'?" : "");
+}
+
 int opt_parse(struct invocation *in, void *args, int argc, char **argv, bool *help, struct err *e)
 {
 	struct line l = { .in = in, .args = args, .argc = argc, .argv = argv };
@@ -289,6 +306,8 @@ int opt_parse(struct invocation *in, void *args, int argc, char **argv, bool *he
 		rc = check_count(in, e);
 	if (!rc && !*help)
 		rc = check_names(in, e);
+	if (!rc && !*help)
+		rc = check_verb(in, e);
 	return rc;
 }
 

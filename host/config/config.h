@@ -2,17 +2,22 @@
  * host/config/: the configuration of a host: one YAML file that says what brim may use of it,
  * how its policy decides, and which VMs there are.
  *
- * keys.c      THE table: one row a key. Parsing, defaults, help, the reference page, the JSON
+ * keys*.c     THE table: one row a key. Parsing, defaults, help, the reference page, the JSON
  *             Schema, comparing, and the description of a VM are all made from it
+ * arena.c     memory that ends with the configuration
  * tree.c      libyaml's events to a tree of bounded size and depth, with line and column
  * value.c     one scalar against its row: sizes, times, numbers, choices, names, paths
  * text.c      a value as a person writes it, and ${VARIABLES} in what a person wrote
- * load.c      the tree against the table: every key looked up, every error kept
+ * errors.c    what is wrong, and where
+ * config.c    a load from beginning to end; what keys of one section must agree on
+ * load.c      the tree against the table: every key looked up, every value read
  * vms.c       the list of VMs: count, defaults, what one VM's keys must agree on
+ * clash.c     what only one VM may have
  * order.c     dependencies between VMs: names, cycles, an order to start them in
  * describe.c  one VM as the JSON that brim-vmm reads
  * compare.c   what differs between two configurations, and what it takes to apply that
- * reference.c the table as a page for people, and as JSON Schema for editors
+ * show.c      what is in effect, as YAML and JSON
+ * reference.c the table as a page for people; schema.c: as JSON Schema for editors
  *
  *   file ──tree──► nodes ──load──► struct host_config ──describe──► brim-vmm's JSON
  *                                        │ compare (reload)
@@ -31,6 +36,7 @@
 #define BRIM_HOST_CONFIG_H
 
 #include <jansson.h>
+#include <stdio.h>
 
 #include "vmm/vmm.h"
 
@@ -61,18 +67,22 @@ struct host_origin {
 struct host_swap {
 	const char *dir;
 	uint64_t size_bytes;
-	struct host_origin origin[HOST_KEYS_MAX];
 };
 
 struct host_host {
 	const char *name;
-	uint64_t memory_bytes;  /* physical memory that brim may use; its VMs, brimd, overhead */
-	uint64_t reserve_bytes; /* of that, what stays free whatever happens */
-	unsigned scan_cpu_pct;  /* of one CPU: looking for equal pages, all VMs together */
-	unsigned pack_cpu_pct;  /* of one CPU: packing and refining, all VMs together */
-	unsigned start_parallel; /* VMs that boot at a time */
-	uint64_t start_delay_ms;
-	bool cgroups;
+	uint64_t memory_bytes;   /* physical memory that brim may use, for all it does */
+	uint64_t reserve_bytes;  /* physical memory that is never brim's */
+	uint64_t scan_cpu_ppm;   /* of one CPU: looking for equal pages, all VMs together */
+	uint64_t pack_cpu_ppm;   /* of one CPU: packing and refining, all VMs together */
+	uint64_t start_parallel; /* VMs that boot at a time */
+	uint64_t start_gap_ms;   /* between two that are started */
+	bool cgroups;            /* each VM in one of its own, where that can be made */
+	unsigned log_level;      /* of enum log_level */
+	uint64_t store_bytes, index_bytes; /* 0: the host's memory; see struct share_host_config */
+	uint64_t recall_after_ms;
+	const char *api_listen;  /* "ADDRESS:PORT"; NULL: only the Unix socket */
+	const char *api_token_file;
 	size_t swap_count;
 	struct host_swap *swaps;
 	struct host_origin origin[HOST_KEYS_MAX];
@@ -101,7 +111,7 @@ struct host_vm {
 	uint64_t limit_bytes;       /* of host memory; 0: none */
 	uint64_t shares;
 	const char *share_group;
-	uint64_t share_cpu_pct;
+	uint64_t share_cpu_pct; /* of one CPU */
 
 	uint64_t balloon_floor_bytes; /* the guest keeps so much of its memory, whatever is asked */
 	bool balloon_reporting, balloon_hinting, balloon_poison, balloon_deflate_on_oom;
@@ -113,7 +123,7 @@ struct host_vm {
 	bool pool_refine;
 
 	bool swap_enabled;        /* false: it has none, whatever the host has */
-	const char *swap_path;    /* NULL: none */
+	const char *swap_path;    /* NULL: none. NAME.swap in the host's first directory unless given */
 	uint64_t swap_size_bytes; /* 0: what suits the VM; of a device, all of it */
 	bool swap_encrypt, swap_force;
 
@@ -203,7 +213,8 @@ enum host_apply {
 
 struct host_change {
 	enum host_apply apply;
-	const char *key;          /* "policy.idle_tax", "limit"; the table's; NULL for ADD and REMOVE */
+	const char *section;      /* "host", "policy", "vms"; NULL for ADD and REMOVE */
+	const char *key;          /* "idle_tax", "swap.size"; the table's; NULL for ADD and REMOVE */
 	const char *vm;           /* NULL: the host or the policy */
 	char before[128], after[128]; /* as text, cut where it is long */
 };
@@ -212,5 +223,23 @@ struct host_change {
  * the caller's to free(), but its keys and names belong to the two.  0 or -ENOMEM. */
 int host_config_compare(const struct host_config *before, const struct host_config *after,
 			struct host_change **changes, size_t *count);
+
+/* ---- showing -------------------------------------------------------------------------- */
+
+enum host_show { HOST_SHOW_VALUES, HOST_SHOW_ORIGINS };
+
+/* What is in effect, as YAML that loads as the same again; with where each value came from as
+ * comments.  `vm`: that one alone; NULL: all of it. */
+void host_config_show(FILE *out, const struct host_config *cfg, const struct host_vm *vm,
+		      enum host_show how);
+/* The same as JSON, sizes in bytes; with origins a value is {"value": , "from": }.  NULL: out of
+ * memory. */
+json_t *host_config_json(const struct host_config *cfg, const struct host_vm *vm,
+			 enum host_show how);
+
+/* docs/configuration.md; the keys as a list for a terminal; a JSON Schema (2020-12) for editors. */
+void host_config_page(FILE *out);
+void host_config_keys(FILE *out);
+json_t *host_config_schema(void);
 
 #endif
