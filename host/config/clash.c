@@ -43,20 +43,20 @@ static void complain(struct load *l, const struct vm_list *list, const struct us
 {
 	static const char *const whats[] = { [USE_FILE] = "file", [USE_TAP] = "interface",
 					     [USE_MAC] = "address" };
-	static const char *const but[] = { [USE_FILE] = " or, for disks, readonly in all", "", "" };
+	const char *but = strcmp(b->key, "disks") == 0 ? ", or readonly in all" : "";
 	const struct vm_item *v = list->of[b->vm];
 	char path[128];
 	struct place p = vm_place(v, b->key, path);
 
 	if (a->vm == b->vm)
 		error_add(&l->errs, &p, "the %s %.200s is there twice, expected once%s", whats[a->kind], a->text,
-			  but[a->kind]);
+			  but);
 	else if (list->of[a->vm] == v)
 		error_add(&l->errs, &p, "all %zu VMs have the %s %.160s, expected ${name} or ${n} in it%s",
-			  v->count, whats[a->kind], a->text, but[a->kind]);
+			  v->count, whats[a->kind], a->text, but);
 	else
 		error_add(&l->errs, &p, "the %s %.160s is that of VM '%.64s', too, expected one of its "
-			  "own%s", whats[a->kind], a->text, l->cfg->vms[a->vm].name, but[a->kind]);
+			  "own%s", whats[a->kind], a->text, l->cfg->vms[a->vm].name, but);
 }
 
 static size_t uses_of(const struct host_config *cfg, uint32_t i, struct use *u)

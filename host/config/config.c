@@ -80,7 +80,7 @@ static void collect_section(struct load *l, const struct item *it, enum key_sect
 	} else {
 		struct place p = { n->line, n->column, it->key->text };
 
-		error_add(&l->errs, &p, "not a mapping, expected one of its keys");
+		error_add(&l->errs, &p, "not a mapping, expected one with its keys");
 	}
 }
 
@@ -120,7 +120,9 @@ static void host_name(struct load *l)
 
 	if (l->cfg->host.name)
 		return;
-	if (gethostname(name, sizeof(name) - 1) || !*name)
+	if (l->env.host_name)
+		snprintf(name, sizeof(name), "%s", l->env.host_name);
+	else if (gethostname(name, sizeof(name) - 1) || !*name)
 		snprintf(name, sizeof(name), "host");
 	l->cfg->host.name = arena_text(l->arena, name, strlen(name));
 }

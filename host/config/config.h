@@ -173,6 +173,7 @@ struct host_config_errors {
 /* What a configuration depends on but is not in its file.  NULL, or a zero, is this host. */
 struct host_config_env {
 	uint64_t physical_bytes;
+	const char *host_name;
 	const char *(*variable)(void *ctx, const char *name); /* NULL: getenv() */
 	void *ctx;
 };

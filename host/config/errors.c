@@ -66,6 +66,17 @@ int error_add(struct errors *errs, const struct place *p, const char *fmt, ...)
 	return -EINVAL;
 }
 
+bool errors_unwanted(struct errors *errs, const struct place *p)
+{
+	for (size_t i = 0; i < errs->out->count; i++)
+		if (errs->out->items[i].line == p->line && errs->out->items[i].column == p->column)
+			return true;
+	if (errs->out->count < ERRORS_MAX)
+		return false;
+	errs->out->unsaid++;
+	return true;
+}
+
 static int by_place(const void *a, const void *b)
 {
 	const struct host_config_error *x = a, *y = b;

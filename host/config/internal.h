@@ -70,6 +70,9 @@ struct place {
 /* Keeps one, unless the same is there already.  Always -EINVAL. */
 int error_add(struct errors *errs, const struct place *p, const char *fmt, ...)
 	__attribute__((format(printf, 3, 4)));
+/* Whether an error at that place would not be kept: there is one, or there are enough.  It is
+ * counted where there are enough. */
+bool errors_unwanted(struct errors *errs, const struct place *p);
 /* By place; once, at the end. */
 void errors_sort(struct host_config_errors *errors);
 

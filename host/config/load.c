@@ -102,11 +102,13 @@ static const char *elsewhere(const struct collect *c, const char *name)
 static void unknown_key(struct collect *c, const struct node *key)
 {
 	char names[HOST_KEYS_MAX][32], buf[128];
-	const char *list[HOST_KEYS_MAX], *near, *other = elsewhere(c, key->text);
+	const char *list[HOST_KEYS_MAX], *near, *other;
 	struct place p = key_place(key, c->path, c->prefix, buf);
-	size_t n = names_here(c, names, list);
 
-	near = nearest(key->text, list, n);
+	if (errors_unwanted(&c->l->errs, &p))
+		return; /* looking for what is near takes long */
+	other = elsewhere(c, key->text);
+	near = nearest(key->text, list, names_here(c, names, list));
 	if (strcmp(key->text, "<<") == 0)
 		error_add(&c->l->errs, &p, "merge keys are not read, expected what VMs have in common in "
 			  "`defaults`");
@@ -205,8 +207,8 @@ static void *member(void *base, size_t at)
 	return (char *)base + at;
 }
 
-/* An item that is just a word is its first key's. */
-static void collect_item(struct load *l, const struct node *n, enum key_section s, const char *path,
+/* An item that is just a word is its first key's.  False: it is neither. */
+static bool collect_item(struct load *l, const struct node *n, enum key_section s, const char *path,
 			 struct found found[HOST_KEYS_MAX])
 {
 	struct place p = { n->line, n->column, path };
@@ -217,8 +219,9 @@ static void collect_item(struct load *l, const struct node *n, enum key_section 
 	else if (n->kind == NODE_SCALAR && s != SECTION_SWAP)
 		found[0] = (struct found){ n, n };
 	else
-		error_add(&l->errs, &p, "not a mapping, expected one with the keys of %s",
-			  section_of(s)->name);
+		return error_add(&l->errs, &p, "not a mapping, expected one with the keys of %s",
+				 section_of(s)->name) == 0;
+	return true;
 }
 
 static void read_list(struct load *l, const struct target *t, const struct config_key *k,
@@ -237,8 +240,8 @@ static void read_list(struct load *l, const struct target *t, const struct confi
 					.own = found, .scope = t->scope };
 
 		snprintf(path, sizeof(path), "%.48s.%.24s[%zu]", t->path, k->name, i);
-		collect_item(l, it->value, k->sub, path, found);
-		load_apply(l, &inner);
+		if (collect_item(l, it->value, k->sub, path, found))
+			load_apply(l, &inner);
 	}
 	*(void **)member(t->base, k->at) = items;
 	*(size_t *)member(t->base, k->count_at) = n->count;
@@ -281,7 +284,7 @@ void load_row(struct load *l, struct target *t, size_t row)
 	char path[128];
 	struct value_at at = { .key = k, .scope = &t->scope, .place = { .key = path } };
 
-	if (!f->key && t->defaults && !k->own_only) {
+	if (!f->key && t->defaults && t->defaults[row].key && !k->own_only) {
 		f = &t->defaults[row];
 		from = HOST_FROM_DEFAULTS;
 	}

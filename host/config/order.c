@@ -119,6 +119,8 @@ static void complain(struct order *o, uint32_t again)
 	struct place p = vm_place(o->list->of[o->stack[o->depth - 1]], "after", path);
 	size_t at = o->depth, used = 0;
 
+	if (errors_unwanted(&o->l->errs, &p))
+		return; /* of several alike, one is enough */
 	while (at > 0 && o->stack[at - 1] != again)
 		at--;
 	for (at -= at > 0; at < o->depth && used < sizeof(chain) - 70; at++)

@@ -56,7 +56,8 @@ static int store_in_range(struct load *l, const struct value_at *at, const char 
 			  void *field)
 {
 	if (n < at->key->min)
-		return refuse_text(l, at, text, "is too little");
+		return refuse_text(l, at, text, at->key->type == KEY_SIZE && !text[strspn(text, "0123456789")]
+				   ? "is too little (is a unit missing?)" : "is too little");
 	if (n > at->key->max)
 		return refuse_text(l, at, text, "is too much");
 	store(at->key, n, field);

@@ -259,7 +259,7 @@ static void read_defaults(struct load *l, const struct item *it, struct found fo
 	if (!n || (n->kind == NODE_SCALAR && n->is_plain && !*n->text))
 		return;
 	if (n->kind != NODE_MAP) {
-		error_add(&l->errs, &p, "not a mapping, expected one of a VM's keys");
+		error_add(&l->errs, &p, "not a mapping, expected one with a VM's keys");
 		return;
 	}
 	load_collect(l, n, SECTION_VM, "defaults", found);
