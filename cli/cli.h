@@ -146,6 +146,13 @@ struct config_args {
 
 extern const char *const config_verbs[];
 
+struct policy_args {
+	const char *trace, *plot;
+	struct text_list policies, set;
+	uint64_t explain_s; /* 0: not asked for */
+	bool json;
+};
+
 /* ---- opt.c -------------------------------------------------------------------- */
 
 /* Parses argv[0..argc) (without the command's name).  in->args points to zeroed
@@ -327,6 +334,7 @@ int cmd_reclaim(const struct invocation *in);
 int cmd_hint(const struct invocation *in);
 int cmd_config(const struct invocation *in);
 int cmd_doctor(const struct invocation *in);
+int cmd_policy(const struct invocation *in);
 int cmd_completion(const struct invocation *in);
 int cmd_help(const struct invocation *in);
 

@@ -215,6 +215,29 @@ static const struct opt run_opts[] = {
 
 #define JSON_OPT { .name = "json", .type = OPT_FLAG, AT(json), .help = "print JSON, for programs" }
 
+#define POLICY_AT(member) .at = offsetof(struct policy_args, member)
+
+static const struct opt policy_opts[] = {
+	{ .name = "trace", .letter = 't', .type = OPT_TEXT, .arg = "FILE", .comp = COMP_FILE, POLICY_AT(trace),
+	  .help = "what happened, or is to happen" },
+	{ .name = "policy", .letter = 'p', .type = OPT_LIST, .arg = "NAME", POLICY_AT(policies),
+	  .help = "`brim`, `ladder` (fixed steps, as other daemons have) or `static`; may be given several "
+		  "times, default: all" },
+	{ .name = "set", .letter = 's', .type = OPT_LIST, .arg = "KEY=VALUE", POLICY_AT(set),
+	  .help = "a key of brim's policy, as docs/policy.md lists them; may be given several times" },
+	{ .name = "plot", .type = OPT_TEXT, .arg = "FILE.svg", .comp = COMP_FILE, POLICY_AT(plot),
+	  .help = "writes a picture: the memory VMs held, the host's state, and the worst stall" },
+	{ .name = "explain", .type = OPT_SECONDS, .arg = "SECONDS", POLICY_AT(explain_s),
+	  .min = 1, .max = 1000 * 3600, .help = "also prints why brim's policy does what it does at that moment" },
+	{ .name = "json", .type = OPT_FLAG, POLICY_AT(json), .help = "print JSON" },
+};
+
+EXAMPLES(policy_examples,
+	 { "brim policy simulate --trace examples/traces/all-waking.jsonl", "compare the policies" },
+	 { "brim policy simulate -t liar.jsonl -p brim --explain 90s", "and what brim's thought then" },
+	 { "brim policy simulate -t diurnal.jsonl --set idle_tax_ppm=50% --plot day.svg",
+	   "with another key, as a picture" });
+
 static const struct opt json_opts[] = { JSON_OPT };
 
 static const struct opt ps_opts[] = {
@@ -433,6 +456,15 @@ const struct cmd commands[] = {
 			  { "1", "something must be fixed first" },
 			  { "2", "the command line is wrong" },
 			  { NULL, NULL } } })) },
+	{ .name = "policy", .group = GROUP_HOST, .synopsis = "simulate --trace FILE [OPTION]...",
+	  .summary = "try the memory policy, and others, on a trace", .run = cmd_policy,
+	  .args_bytes = sizeof(struct policy_args), OPTS(policy_opts), .min_pos = 1, .max_pos = 1,
+	  .man_section = 1, .sections = SECTIONS(&policy_examples, &status_section),
+	  .text = "Plays what VMs wanted over time, from a trace, to the policy that shares the host's memory out "
+		  "among VMs, and to simpler ones: what they make of it is a table, and with --plot a picture. "
+		  "The VMs are a small model: which policy does better and where one fails can be learned from it, "
+		  "not what real guests would measure. Traces are lines of JSON; docs/policy.md says how they "
+		  "are written, and examples/traces has some." },
 	{ .name = "completion", .group = GROUP_HOST, .synopsis = "bash",
 	  .summary = "print a completion script for the shell", .run = cmd_completion,
 	  .args_bytes = sizeof(struct args), .min_pos = 1, .max_pos = 1, .comp = COMP_SHELL, .man_section = 1,

@@ -4,6 +4,8 @@
 #include "mm/policy/internal.h"
 
 #include <errno.h>
+#include <stdlib.h>
+#include <string.h>
 
 void policy_config_default(struct policy_config *c)
 {
@@ -24,8 +26,8 @@ void policy_config_default(struct policy_config *c)
 		.revocable_ppm = 5 * PCT,
 		.revocable_ms = 5000,
 
-		.take_ppm = 2 * PCT,
-		.take_hard_ppm = 8 * PCT,
+		.take_ppm = 1 * PCT,
+		.take_hard_ppm = 4 * PCT,
 		.give_ppm = 25 * PCT,
 		.dead_band_ppm = 5000,
 		.room_min_bytes = 64 * MiB,
@@ -91,7 +93,7 @@ static uint64_t *key_at(struct policy_config *c, const struct bound *b)
 	return (uint64_t *)(void *)((char *)c + b->at);
 }
 
-/* Pairs of which the first may not exceed the second; strictly, with two thresholds. */
+/* Pairs of which the first may not exceed the second. */
 static const struct {
 	size_t low, high;
 	const char *low_name, *high_name;
@@ -127,6 +129,60 @@ int policy_config_check(const struct policy_config *c, struct err *e)
 				       orders[i].high_name, value_at(c, orders[i].high));
 	return 0;
 }
+
+/* ---- one key by its name ---------------------------------------------------------- */
+
+static int parse_state(const char *text, uint64_t *v)
+{
+	for (*v = POLICY_HIGH; *v <= POLICY_STATES; (*v)++)
+		if (strcmp(text, policy_state_name((enum policy_state)*v)) == 0)
+			return 0;
+	return -EINVAL;
+}
+
+/* "75%", "1.5 s", "500ms", "2m", or as the key has it. */
+static int parse_number(const char *key, const char *text, uint64_t *v)
+{
+	static const struct { const char *key_end, *unit; double times; } units[] = {
+		{ "_ppm", "%", (double)PCT }, { "_ppm", "", 1 }, { "_ms", "ms", 1 }, { "_ms", "", 1 },
+		{ "_ms", "s", (double)SECOND_MS }, { "_ms", "m", (double)MINUTE_MS },
+		{ "_ms", "h", (double)HOUR_MS },
+	};
+	char *end;
+	double d = strtod(text, &end);
+
+	if (end == text || !(d >= 0) || d > 1e15)
+		return -EINVAL;
+	while (*end == ' ')
+		end++;
+	for (size_t i = 0; i < ARRAY_LEN(units); i++)
+		if (strstr(key, units[i].key_end) && strcmp(end, units[i].unit) == 0) {
+			*v = (uint64_t)(d * units[i].times + 0.5);
+			return 0;
+		}
+	return -EINVAL;
+}
+
+int policy_config_set(struct policy_config *c, const char *key, const char *text, struct err *e)
+{
+	uint64_t v = 0;
+	int rc;
+
+	for (size_t i = 0; i < ARRAY_LEN(bounds); i++) {
+		if (strcmp(bounds[i].name, key) != 0)
+			continue;
+		rc = strstr(key, "_from")  ? parse_state(text, &v)
+		   : strstr(key, "_bytes") ? size_parse(text, &v, e)
+					   : parse_number(key, text, &v);
+		if (rc || v < bounds[i].min || v > bounds[i].max)
+			return err_set(e, -EINVAL, "policy: %s: '%s' is not a value for it", key, text);
+		*key_at(c, &bounds[i]) = v;
+		return 0;
+	}
+	return err_set(e, -EINVAL, "policy: there is no key '%s'", key);
+}
+
+/* ---- bounding ------------------------------------------------------------------------ */
 
 /* A step must answer whatever it is handed: a configuration nobody checked, too. */
 void policy_config_bound(struct policy_config *c)

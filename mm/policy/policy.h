@@ -27,9 +27,10 @@
  *      of max(limit - held, 0) is at most the free memory beyond the head room, or what
  *      reservations lack, if that is more.
  *  I2  A VM's limit is never below its reservation (or its own configured limit, if less).
- *  I3  A step takes a bounded amount from a VM.
- *  I4  What a VM may hold does not depend on what its guest says of itself.  That decides by
- *      which means it is taken, and nothing else.
+ *  I3  A step takes a bounded amount from a VM: its limit is never further below what it held
+ *      than that, unless it grew meanwhile.
+ *  I4  What a VM's shares give it does not depend on what its guest says of itself, nor, from
+ *      the state that packs on, does what is taken of it: that decides by which means only.
  *  I5  Constant views lead to a constant plan.
  */
 #ifndef BRIM_MM_POLICY_H
@@ -117,6 +118,9 @@ struct policy_config {
 void policy_config_default(struct policy_config *c);
 /* In order, in range?  -EINVAL and one sentence that names the key. */
 int policy_config_check(const struct policy_config *c, struct err *e);
+/* One key by its field's name: "75%", "30s", "64M", "soft", or a plain number in the key's
+ * unit.  -EINVAL; in order with the rest is for policy_config_check(). */
+int policy_config_set(struct policy_config *c, const char *key, const char *text, struct err *e);
 
 /* ---- views ------------------------------------------------------------------ */
 
@@ -200,6 +204,7 @@ enum policy_why {
 	POLICY_WHY_BALLOON_SILENT, /* balloon stuck at a of b for c ms: others do its part */
 	POLICY_WHY_BALLOON_GIVEN,  /* balloon let down to a: memory is there */
 	POLICY_WHY_PACKED,         /* a is to be packed of b cold */
+	POLICY_WHY_STUCK,          /* a was asked for and does not come: others do its part */
 	POLICY_WHY_STOPPED,        /* vCPUs stopped: shares a are the least */
 	POLICY_WHY_RESUMED,        /* they go on */
 	POLICY_WHY_COUNT,
@@ -219,6 +224,7 @@ struct policy_vm_plan {
 	bool stop;               /* its vCPUs should not run */
 	bool may_disk;           /* may spill to its swap file */
 	/* what was measured */
+	uint64_t aim_bytes;      /* what it is to hold once balloon and engine are done; 0: as now */
 	uint64_t held_bytes, working_set_bytes, fair_bytes, floor_bytes;
 	uint64_t active_ppm;
 	uint64_t refault_ppm;    /* of the working set a minute */
@@ -233,6 +239,7 @@ struct policy_vm_plan {
 enum policy_host_why {
 	POLICY_HOST_FREE,        /* the state follows from free memory */
 	POLICY_HOST_PSI,         /* pressure stall information made it worse */
+	POLICY_HOST_CLAIMS,      /* VMs below their share want more than is free */
 	POLICY_HOST_RESERVATIONS /* reservations exceed what there is: admission went wrong */
 };
 
@@ -278,5 +285,83 @@ const char *policy_reason_text(const struct policy_reason *r, char *buf, size_t 
 const char *policy_host_text(const struct policy_plan *p, char *buf, size_t len);
 /* All of it: the host, then each VM with its numbers and reasons. */
 void policy_explain(FILE *out, const struct policy_views *v, const struct policy_plan *p);
+
+/* ---- trace.c: what VMs wanted, over time, as JSON lines (docs/policy.md) ---------- */
+
+#define POLICY_TRACE_VMS 64u
+#define POLICY_NAME_BYTES 64u
+
+/* What a VM's guest does from a moment on. */
+struct policy_demand {
+	uint64_t used_bytes;        /* of its memory, in use by the guest */
+	uint64_t working_set_bytes; /* of that, touched all the time */
+	uint64_t says_bytes;        /* what it says is available; UINT64_MAX: the truth */
+	bool balloon_dead;          /* does not do what its balloon is asked */
+};
+
+struct policy_trace_vm {
+	char name[POLICY_NAME_BYTES];
+	struct policy_vm_view view; /* what is configured; name points at the one above */
+};
+
+struct policy_event {
+	uint64_t t_ms;
+	unsigned vm;
+	struct policy_demand demand;
+};
+
+struct policy_trace {
+	struct policy_host_view host; /* physical, usable, reserve, store, overhead */
+	struct policy_trace_vm vm[POLICY_TRACE_VMS];
+	unsigned vms;
+	uint64_t end_ms;
+	size_t events;
+	struct policy_event *event; /* in order of time; a VM begins with its first */
+};
+
+/* Views as one line of a trace (`brim policy record`).  0 or -EIO. */
+int policy_trace_write(FILE *out, const struct policy_views *v);
+/* Reads all of `in`, called `name` in errors.  -EINVAL with line and reason; -ENOMEM. */
+int policy_trace_read(struct policy_trace **out, FILE *in, const char *name, struct err *e);
+void policy_trace_destroy(struct policy_trace **t);
+
+/* ---- model.c, rivals.c: what several rules would make of a trace --------------------- */
+
+struct policy_rule {
+	const char *name, *about;
+	int (*step)(const struct policy_config *c, const struct policy_views *v,
+		    struct policy_memory *m, struct policy_plan *out);
+};
+extern const struct policy_rule policy_rules[]; /* ours first; ends with a name of NULL */
+
+struct policy_sim {
+	const struct policy_trace *trace;
+	const struct policy_config *config;
+	const struct policy_rule *rule;
+	/* after each step; may be NULL */
+	void (*seen)(void *ctx, const struct policy_views *v, const struct policy_plan *p);
+	void *ctx;
+};
+
+struct policy_result_vm {
+	uint64_t mean_held_bytes, most_ballooned_bytes;
+	uint64_t refaults;        /* pages that came back from packed memory or disk */
+	uint64_t stall_ppm;       /* of its time, waited for memory */
+	uint64_t worst_stall_ppm; /* over 10 s */
+	uint64_t refault_missed_ms, stall_missed_ms; /* contracts, measured alike for all rules */
+	uint64_t stopped_ms;
+};
+
+struct policy_result {
+	uint64_t duration_ms, steps;
+	uint64_t least_free_bytes;
+	uint64_t out_of_memory_ms; /* what VMs held was more than there is */
+	uint64_t state_ms[POLICY_STATES];
+	uint64_t changes;          /* of limits and balloons, that were asked for */
+	unsigned vms;
+	struct policy_result_vm vm[POLICY_TRACE_VMS];
+};
+/* -ENOMEM. */
+int policy_simulate(const struct policy_sim *sim, struct policy_result *out);
 
 #endif
