@@ -51,6 +51,7 @@ LIBS_TEST := $(if $(findstring thread,$(SAN)),,-lcriterion)
 CPPFLAGS_BRIM := $(if $(findstring thread,$(SAN)),-Itests/lib/tsan) $(CPPFLAGS_BRIM)
 LIBS_LIB := -luring -llz4 -lzstd -lxxhash -lcrypto
 LIBS_VMM := -ljansson -lyaml -lm
+LIBS_CLI := -lncursesw -ltinfo
 
 .DELETE_ON_ERROR:
 .SECONDARY:
@@ -101,7 +102,7 @@ $(BUILD)/bin/brim-vmm: $(call obj,vmm/main.c) $(VMMLIB) $(LIB)
 $(BUILD)/bin/brim: $(call obj,cli/main.c) $(CLILIB) $(HOSTLIB) $(VMMLIB) $(LIB)
 	@mkdir -p $(@D)
 	$(if $(Q),@echo "  LD    $@")
-	$(Q)$(CC) $(LDFLAGS_BRIM) $(LDFLAGS) -o $@ $^ $(LIBS_VMM) $(LIBS_LIB)
+	$(Q)$(CC) $(LDFLAGS_BRIM) $(LDFLAGS) -o $@ $^ $(LIBS_CLI) $(LIBS_VMM) $(LIBS_LIB)
 
 $(BUILD)/bin/brimd: $(call obj,host/main.c) $(HOSTLIB) $(VMMLIB) $(LIB)
 	@mkdir -p $(@D)
@@ -111,7 +112,7 @@ $(BUILD)/bin/brimd: $(call obj,host/main.c) $(HOSTLIB) $(VMMLIB) $(LIB)
 $(BUILD)/tests/%: $(BUILD)/obj/tests/unit/%.o $(call obj,$(TLIB_SRC)) $(CLILIB) $(HOSTLIB) $(VMMLIB) $(LIB)
 	@mkdir -p $(@D)
 	$(if $(Q),@echo "  LD    $@")
-	$(Q)$(CC) $(LDFLAGS_BRIM) $(LDFLAGS) -o $@ $^ $(LIBS_TEST) $(LIBS_VMM) $(LIBS_LIB)
+	$(Q)$(CC) $(LDFLAGS_BRIM) $(LDFLAGS) -o $@ $^ $(LIBS_TEST) $(LIBS_CLI) $(LIBS_VMM) $(LIBS_LIB)
 
 $(BUILD)/tests/test_oracle: $(call obj,bench/oracle.c)
 

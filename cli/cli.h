@@ -12,6 +12,7 @@
  * spec.c       `brim run`'s options to the JSON that brim-vmm reads
  * launch.c     starting brim-vmm, and waiting until the guest is about to run
  * escape.c tty.c attach.c     a person (or a pipe) at a VM's console
+ * top*.c       `brim top`; see top.h
  * cmd_*.c      the commands
  *
  * Threads: one (ROLE_CLI).  Signals are read from a signalfd, but those that
@@ -132,9 +133,10 @@ struct run_args {
 
 /* Of all other commands: each uses the few it lists. */
 struct args {
-	bool json, wait, no_wait, quiet, all, man;
-	uint64_t timeout_s;
-	const char *man_dir;
+	bool json, csv, wait, no_wait, quiet, all, man, batch, watch, reverse;
+	uint64_t timeout_s, interval_s, count;
+	unsigned sort;
+	const char *man_dir, *filter;
 };
 
 /* Of `brim config`. */
@@ -267,6 +269,10 @@ struct escape {
 enum escape_action escape_feed(struct escape *s, uint8_t in, uint8_t *out);
 extern const struct row escape_keys[];
 
+/* Remembers how the terminal is, for tty_restore(), which writes `leave` (static, or NULL) to
+ * it as well: a full screen's way back. */
+int tty_save(int fd, const char *leave, struct err *e);
+void tty_leave(const char *leave); /* another one from now on */
 /* Raw mode, until tty_restore() or the end of the process.  Calls may repeat. */
 int tty_raw(int fd, struct err *e);
 void tty_restore(void);
@@ -323,6 +329,8 @@ int cmd_console(const struct invocation *in);
 int cmd_ps(const struct invocation *in);
 int cmd_status(const struct invocation *in);
 int cmd_stats(const struct invocation *in);
+int cmd_stat(const struct invocation *in);
+int cmd_top(const struct invocation *in);
 int cmd_log(const struct invocation *in);
 int cmd_stop(const struct invocation *in);
 int cmd_kill(const struct invocation *in);

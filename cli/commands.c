@@ -10,6 +10,8 @@
 
 #include <string.h>
 
+#include "cli/top.h"
+
 #include "mm/mm.h"
 #include "vmm/vmm.h"
 
@@ -67,6 +69,7 @@ static const struct section files_section = {
 	.rows = (const struct row[]){
 		{ "/run/brim/NAME/", "one directory per VM, removed when it ends in order" },
 		{ "/run/brim/NAME/log", "what brim-vmm has to say" },
+		{ "/run/brim/NAME/stats", "its numbers; `brim top` and `brim stat` read it" },
 		{ "/run/brim/NAME/config.json", "what the VM was started with" },
 		{ "/run/brim/NAME/control.sock", "newline-delimited JSON; what brim itself uses" },
 		{ "/run/brim/NAME/console.sock", "the guest's serial port" },
@@ -250,6 +253,30 @@ static const struct opt stats_opts[] = {
 	{ .name = "all", .letter = 'a', .type = OPT_FLAG, AT(all), .help = "counters that are 0, too" },
 };
 
+static const struct opt stat_opts[] = {
+	JSON_OPT,
+	{ .name = "watch", .letter = 'w', .type = OPT_FLAG, AT(watch), .help = "again and again, until Ctrl-C" },
+	{ .name = "interval", .letter = 'i', .type = OPT_SECONDS, .arg = "TIME", .def = "1s", .min = 1,
+	  .max = 3600, AT(interval_s), .help = "how often --watch looks" },
+	{ .name = "all", .letter = 'a', .type = OPT_FLAG, AT(all), .help = "gauges that are 0, too" },
+};
+
+static const struct opt top_opts[] = {
+	{ .name = "batch", .letter = 'b', .type = OPT_FLAG, AT(batch),
+	  .help = "print samples one after the other, for files; no screen" },
+	{ .name = "count", .letter = 'n', .type = OPT_UINT, .arg = "COUNT", .max = UINT32_MAX, AT(count),
+	  .help = "how many samples --batch prints (default: until Ctrl-C)" },
+	{ .name = "interval", .letter = 'i', .type = OPT_SECONDS, .arg = "TIME", .def = "2s", .min = 1,
+	  .max = 3600, AT(interval_s), .help = "the time between two samples" },
+	{ .name = "json", .type = OPT_FLAG, AT(json), .help = "with --batch: a JSON object a sample and line" },
+	{ .name = "csv", .type = OPT_FLAG, AT(csv), .help = "with --batch: a row a VM and sample; sizes in bytes" },
+	{ .name = "sort", .letter = 's', .type = OPT_CHOICE, .arg = "COLUMN", .def = "name",
+	  .choices = top_sort_choices, AT(sort), .help = "by which column; numbers fall" },
+	{ .name = "reverse", .letter = 'r', .type = OPT_FLAG, AT(reverse), .help = "the other way round" },
+	{ .name = "filter", .letter = 'f', .type = OPT_TEXT, .arg = "TEXT", AT(filter),
+	  .help = "only VMs with TEXT in their name" },
+};
+
 static const struct opt stop_opts[] = {
 	{ .name = "timeout", .letter = 't', .type = OPT_SECONDS, .arg = "TIME", .def = "30s",
 	  AT(timeout_s), .help = "how long to wait" },
@@ -321,6 +348,11 @@ EXAMPLES(config_examples,
 	{ "brim config check host.yaml", "is it right? every error, with its place" },
 	{ "brim config show host.yaml --vm web-1 --origin", "what web-1 is, and why" },
 	{ "brim config diff old.yaml new.yaml", "what a change takes" });
+EXAMPLES(top_examples,
+	{ "brim top", "live" },
+	{ "brim top --sort refaults_per_s --filter web", "who of web1, web2, ... misses most" },
+	{ "brim top --batch -n 60 -i 1s --csv > minute.csv", "a minute, for a spreadsheet" },
+	{ "brim top --batch --json | jq .host.saved", "what each means saves" });
 EXAMPLES(completion_examples,
 	{ "source <(brim completion bash)", "in this shell" },
 	{ "brim completion bash > ~/.local/share/bash-completion/completions/brim", "for good" });
@@ -392,6 +424,30 @@ const struct cmd commands[] = {
 	  .text = "What brim-vmm had to say, not the guest: that is `brim console`." },
 	{ .name = "stats", .group = GROUP_LOOK, .synopsis = "NAME", .summary = "show a VM's counters",
 	  .run = cmd_stats, VM_COMMAND, OPTS(stats_opts), .sections = SECTIONS(&status_section) },
+
+	{ .name = "stat", .group = GROUP_LOOK, .synopsis = "NAME [OPTION]...",
+	  .summary = "show where a VM's memory is, and how it fares", .run = cmd_stat, VM_COMMAND,
+	  OPTS(stat_opts), .sections = SECTIONS(&status_section),
+	  .text = "The books of one VM: each page of the guest is in one row, and together they are what is "
+		  "assigned; beside that, what each costs the host. Then faults and stalls, since the VM "
+		  "started or, with --watch, since the last look, and every other gauge that is not 0.\n\n"
+		  "It reads the file `stats` in the VM's run directory, which the VM writes once a second; "
+		  "the VM itself is asked nothing. What is resident is the process's own account, right to "
+		  "a few MiB; what the guest says of itself are hints from an untrusted source." },
+	{ .name = "top", .group = GROUP_LOOK, .synopsis = "[OPTION]...",
+	  .summary = "watch the memory of the host and its VMs", .run = cmd_top,
+	  .args_bytes = sizeof(struct args), OPTS(top_opts), .man_section = 1,
+	  .sections = SECTIONS(&top_examples, &status_section, &environment_section),
+	  .text = "A screen like esxtop's for memory: what is assigned and what the host has, where memory "
+		  "is that is not in use, and a row a VM: MEM assigned, LIMIT, WSET its working set, RES "
+		  "resident, SHARE shared with others, PACK compressed and by what RATIO, DISK, BALLN "
+		  "given up by the guest, REFLT/s pages a second that it missed and got back, P99 how long "
+		  "the slowest faults but one of 100 took at most, STALL% how much of its processors' time "
+		  "went into waiting for them. `?` on the screen explains keys and columns; a graph shows "
+		  "the selected VM's history.\n\n"
+		  "VMs are asked nothing: their numbers are read from the files `stats` in their run "
+		  "directories. There need be no brimd; RESV and SHRS are shown where one says them.\n\n"
+		  "With --batch, the first sample is printed after one interval, as rates need two." },
 
 	{ .name = "balloon", .group = GROUP_MEMORY, .synopsis = "NAME [SIZE]",
 	  .summary = "take memory from a guest, or give it back", .run = cmd_balloon,

@@ -11,6 +11,7 @@
 
 #include <errno.h>
 #include <stdlib.h>
+#include <string.h>
 #include <termios.h>
 #include <unistd.h>
 
@@ -18,6 +19,7 @@ static struct {
 	volatile sig_atomic_t raw;
 	int fd;
 	struct termios before;
+	const char *leave; /* what a full-screen program must write; NULL: nothing */
 } saved;
 
 void tty_restore(void)
@@ -29,6 +31,8 @@ void tty_restore(void)
 		/* TCSANOW: waiting for output could hang with a terminal that was
 		 * stopped with Ctrl-S. */
 		tcsetattr(saved.fd, TCSANOW, &saved.before);
+		if (saved.leave && write(saved.fd, saved.leave, strlen(saved.leave)) < 0)
+			saved.leave = NULL; /* nothing can be done about it */
 	}
 	errno = keep;
 }
@@ -55,13 +59,10 @@ static void catch_fatal(void)
 		sigaction(fatal[i], &sa, NULL);
 }
 
-int tty_raw(int fd, struct err *e)
+int tty_save(int fd, const char *leave, struct err *e)
 {
 	static bool prepared;
-	struct termios raw;
 
-	if (saved.raw)
-		return 0;
 	if (tcgetattr(fd, &saved.before) < 0)
 		return err_sys(e, -errno, "terminal: cannot read its settings");
 	if (!prepared) {
@@ -70,7 +71,23 @@ int tty_raw(int fd, struct err *e)
 		catch_fatal();
 	}
 	saved.fd = fd;
+	saved.leave = leave;
 	saved.raw = 1; /* before the change: a signal in between restores nothing new */
+	return 0;
+}
+
+void tty_leave(const char *leave)
+{
+	saved.leave = leave;
+}
+
+int tty_raw(int fd, struct err *e)
+{
+	struct termios raw;
+	int rc = saved.raw ? 0 : tty_save(fd, NULL, e);
+
+	if (rc)
+		return rc;
 	raw = saved.before;
 	cfmakeraw(&raw);
 	if (tcsetattr(fd, TCSANOW, &raw) < 0) {

@@ -12,6 +12,7 @@
  *	reboots  forgets `reclaim` at once, as if its guest had reset the machine
  *	nouffd   refuses `limit` and `reclaim`
  *	mute     accepts connections and never answers; ignores SIGTERM
+ *	mum      has no file of statistics, as brim-vmm had none once
  *
  * One thread.  Not robust: it trusts whoever talks to it.
  */
@@ -28,9 +29,11 @@
 #include <fcntl.h>
 #include <unistd.h>
 
+#include "stats/shm.h"
 #include "vmm/client.h"
 
 #define CLIENTS_MAX 16
+#define STATS_MS 200 /* its numbers move so often */
 #define TAKEN_A_LOOK (64 * MiB) /* of what `reclaim` wants, whenever `status` is asked */
 #define GREETING "fake guest\r\n"
 
@@ -283,6 +286,32 @@ static void on_signal(struct fake *f)
 		press_button(f);
 }
 
+/* Books that balance, and a guest that misses 10 packed pages each time, for 2 ms in all. */
+static void publish(const struct fake *f)
+{
+	uint64_t memory = (uint64_t)json_integer_value(json_object_get(f->config, "memory_bytes"));
+	uint64_t packed = 64 * MiB, resident = 100 * MiB, filled = 10 * MiB;
+
+	counter_add(CTR_engine_faults_packed, 10);
+	counter_add(CTR_vcpu_stall_ns, 2000000);
+	for (unsigned i = 0; i < 10; i++)
+		histogram_add(HIST_fault_ns, 12000);
+	stats_begin();
+	gauge_set(GAUGE_state, strcmp(f->state, "paused") == 0 ? 2 : 1);
+	gauge_set(GAUGE_vcpus, (uint64_t)json_integer_value(json_object_get(f->config, "cpus")));
+	gauge_set(GAUGE_memory_bytes, memory);
+	gauge_set(GAUGE_limit_bytes, (uint64_t)f->limit);
+	gauge_set(GAUGE_resident_bytes, resident);
+	gauge_set(GAUGE_working_set_bytes, 80 * MiB);
+	gauge_set(GAUGE_filled_bytes, filled);
+	gauge_set(GAUGE_packed_bytes, packed);
+	gauge_set(GAUGE_pool_bytes, packed / 4);
+	gauge_set(GAUGE_ballooned_bytes, (uint64_t)f->target);
+	gauge_set(GAUGE_untouched_bytes, memory - packed - resident - filled - (uint64_t)f->target);
+	gauge_set(GAUGE_guest_free_bytes, GAUGE_UNKNOWN);
+	stats_end();
+}
+
 static void turn(struct fake *f)
 {
 	struct pollfd p[CLIENTS_MAX + 3] = {
@@ -294,8 +323,9 @@ static void turn(struct fake *f)
 	for (int i = 0; i < CLIENTS_MAX; i++)
 		p[i + 3] = (struct pollfd){ .fd = f->clients[i].kind == FREE ? -1 : f->clients[i].fd,
 					    .events = POLLIN };
-	if (poll(p, ARRAY_LEN(p), -1) < 0)
+	if (poll(p, ARRAY_LEN(p), STATS_MS) < 0)
 		return;
+	publish(f);
 	for (int i = 0; i < CLIENTS_MAX; i++)
 		if (p[i + 3].revents)
 			serve(f, &f->clients[i]);
@@ -330,6 +360,10 @@ static void start(struct fake *f, int config_fd)
 	f->engine = f->limit > 0;
 	if (json_is_true(json_object_get(f->config, "die_with_parent")))
 		prctl(PR_SET_PDEATHSIG, SIGTERM);
+	if (!mode_is(f, "mum") && stats_create(f->paths.stats, &e)) {
+		dprintf(4, "error: %s\n", e.msg);
+		exit(1);
+	}
 	f->control_fd = listen_at(f->paths.control);
 	f->console_fd = listen_at(f->paths.console);
 }
