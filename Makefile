@@ -147,6 +147,7 @@ unit: $(BINS) $(UNIT)
 check: unit check-cli check-vm
 
 FAKEVMM := $(BUILD)/tests/fakevmm
+$(BUILD)/tests/test_keep: | $(FAKEVMM)
 $(FAKEVMM): $(call obj,tests/cli/fakevmm.c) $(VMMLIB) $(LIB)
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(LDFLAGS_BRIM) $(LDFLAGS) -o $@ $^ $(LIBS_VMM) $(LIBS_LIB)

@@ -325,6 +325,9 @@ void memory_of(const json_t *status, struct memory *m);
 /* ---- commands -------------------------------------------------------------------------- */
 
 int cmd_run(const struct invocation *in);
+int cmd_up(const struct invocation *in);
+int cmd_down(const struct invocation *in);
+int cmd_reload(const struct invocation *in);
 int cmd_console(const struct invocation *in);
 int cmd_ps(const struct invocation *in);
 int cmd_status(const struct invocation *in);

@@ -51,6 +51,16 @@ static const struct section stop_status_section = {
 	},
 };
 
+static const struct section up_status_section = {
+	.title = "Exit status",
+	.rows = (const struct row[]){
+		{ "0", "they run" },
+		{ "1", "one could not be started, or the configuration is wrong; stderr says why" },
+		{ "2", "the command line is wrong" },
+		{ NULL, NULL },
+	},
+};
+
 static const struct section keys_section = { .title = "Keys", .rows = escape_keys };
 
 static const struct section environment_section = {
@@ -283,6 +293,19 @@ static const struct opt stop_opts[] = {
 	{ .name = "no-wait", .type = OPT_FLAG, AT(no_wait), .help = "press the button and return" },
 };
 
+static const struct opt up_opts[] = {
+	{ .name = "no-wait", .type = OPT_FLAG, AT(no_wait), .help = "return at once" },
+	{ .name = "timeout", .letter = 't', .type = OPT_SECONDS, .arg = "TIME", .def = "5m",
+	  AT(timeout_s), .help = "how long to wait" },
+};
+
+static const struct opt down_opts[] = {
+	{ .name = "no-wait", .type = OPT_FLAG, AT(no_wait), .help = "return at once" },
+	{ .name = "timeout", .letter = 't', .type = OPT_SECONDS, .arg = "TIME", .def = "5m",
+	  AT(timeout_s), .help = "how long to wait" },
+	{ .name = "all", .letter = 'a', .type = OPT_FLAG, AT(all), .help = "end brimd, too" },
+};
+
 static const struct opt balloon_opts[] = {
 	JSON_OPT,
 	{ .name = "wait", .letter = 'w', .type = OPT_FLAG, AT(wait),
@@ -329,6 +352,11 @@ EXAMPLES(run_examples,
 	{ "brim run -k vmlinuz -i initrd.img -m 8G --limit 1G --swap /srv/web1.swap,encrypt",
 	  "8 GiB of which 1 GiB is memory" },
 	{ "brim run -k vmlinuz --disk base.img,ro --net tap=tap0 --dry-run", "what would be started" });
+EXAMPLES(up_examples,
+	{ "brim config check host.yaml", "is it right?" },
+	{ "brim up host.yaml", "start what it describes" },
+	{ "brim reload", "after a change to the file" },
+	{ "brim down", "stop all of it" });
 EXAMPLES(ps_examples,
 	{ "brim ps", "all VMs" },
 	{ "brim ps --json | jq -r '.[] | select(.state == \"died\").name'", "those that have died" },
@@ -364,6 +392,7 @@ EXAMPLES(brim_examples,
 /* ---- commands ------------------------------------------------------------------------ */
 
 #define GROUP_LIFE "Start and end"
+#define GROUP_ALL "All VMs of a host"
 #define GROUP_LOOK "Look"
 #define GROUP_MEMORY "Memory"
 #define GROUP_HOST "This host and brim"
@@ -403,6 +432,33 @@ const struct cmd commands[] = {
 	{ .name = "resume", .group = GROUP_LIFE, .synopsis = "NAME...",
 	  .summary = "let a paused VM go on", .run = cmd_resume, VMS_COMMAND,
 	  .sections = SECTIONS(&status_section) },
+
+	{ .name = "up", .group = GROUP_ALL, .synopsis = "[OPTION]... [FILE]",
+	  .summary = "start the VMs of a configuration, and keep them running", .run = cmd_up,
+	  .args_bytes = sizeof(struct args), .max_pos = 1, .comp = COMP_FILE, .man_section = 1,
+	  OPTS(up_opts), .sections = SECTIONS(&up_examples, &up_status_section, &environment_section),
+	  .text = "Hands FILE to brimd, which is started if none runs for this run directory, and waits until "
+		  "each VM that starts by itself runs, or cannot. Without FILE, the VMs of the configuration "
+		  "in force that are off are started.\n\n"
+		  "A VM starts only if the host can bear it whatever all VMs do: its reservation (or what of its "
+		  "memory its swap file could not take, if that is more) and its overhead must fit beside what is "
+		  "promised to the others. Else it is refused, with the arithmetic.\n\n"
+		  "A file that is wrong changes nothing. VMs that run go on; what of a change needs a VM "
+		  "started anew is said." },
+	{ .name = "down", .group = GROUP_ALL, .synopsis = "[OPTION]... [NAME...]",
+	  .summary = "stop the VMs of the configuration", .run = cmd_down,
+	  .args_bytes = sizeof(struct args), .max_pos = 1000, .comp = COMP_VM, .man_section = 1,
+	  OPTS(down_opts), .sections = SECTIONS(&status_section),
+	  .text = "Presses the power button of all of them, or of those named, and waits until they are gone. A "
+		  "guest that has not powered off within its `stop_timeout` is ended. brimd goes on, unless "
+		  "--all is given; VMs that it did not start are left alone." },
+	{ .name = "reload", .group = GROUP_ALL, .synopsis = "[FILE]",
+	  .summary = "have brimd read its configuration again", .run = cmd_reload,
+	  .args_bytes = sizeof(struct args), .max_pos = 1, .comp = COMP_FILE, .man_section = 1,
+	  .sections = SECTIONS(&status_section),
+	  .text = "What can change while VMs run does at once; the rest is named, with what it takes. New VMs "
+		  "are started by the next `brim up`, VMs that are not in it any more run on. A file that is "
+		  "wrong changes nothing. SIGHUP to brimd does the same." },
 
 	{ .name = "ps", .group = GROUP_LOOK, .synopsis = "[OPTION]...", .summary = "list the VMs",
 	  .run = cmd_ps, .args_bytes = sizeof(struct args), OPTS(ps_opts), .man_section = 1,

@@ -1,6 +1,7 @@
 /*
- * host/: one daemon a host, `brimd`: so far, the host's side of sharing equal pages.
- * mm/ksm/wire.h is what it and VMs say to each other.
+ * host/: one daemon a host, `brimd`.  This is the host's side of sharing equal pages;
+ * mm/ksm/wire.h is what it and VMs say to each other.  Everything else begins at daemon.h:
+ * daemon.c keep.c link.c admission.c steward.c views.c snapshot.c ctl.c poll.c, and config/.
  *
  * main.c      the process: arguments, lock, signals
  * server.c    the event loop: the socket, who connects, what is done in a turn
@@ -12,7 +13,6 @@
  * index.c     hash to page, of one share group
  * store.c     the pages that are shared, and who holds which
  * verify.c    whether all of these agree, for tests
- * admission.c whether one more VM may start
  *
  *   session (a connection) ──► process (a pid and its start) ──► store ──► group
  *        its candidates              what it holds               its pages    index, seed

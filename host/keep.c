@@ -42,7 +42,7 @@ struct keeper {
 	const struct host_config *config; /* NULL: none yet */
 	struct guest *guests;
 	uint64_t looked_ns, started_ns;
-	unsigned starts; /* that have run up to now, for the pace */
+	uint64_t runs; /* processes known so far */
 };
 
 const char *guest_state_name(enum guest_state s)
@@ -152,23 +152,31 @@ static uint64_t swap_default_bytes(uint64_t memory_bytes)
 	return memory_bytes + memory_bytes / 8;
 }
 
-/* A VM that nobody configured is promised nothing but what it may come to need. */
+static uint64_t swap_of(const struct host_vm *vm)
+{
+	if (!vm->swap_enabled || !vm->swap_path)
+		return 0;
+	return vm->swap_size_bytes ? vm->swap_size_bytes : swap_default_bytes(vm->memory_bytes);
+}
+
+/* What a VM that runs has is what it was started with, whatever the configuration says by now.
+ * One that nobody configured is promised nothing but what it may come to need. */
 static struct admission_vm promise_of(const struct guest *g)
 {
+	struct admission_vm a = { .name = g->paths.name, .overhead_bytes = g->overhead_bytes,
+				  .memory_bytes = g->memory_bytes, .swap_bytes = g->swap_bytes };
 	const struct host_vm *vm = g->vm;
-	struct admission_vm a = { .name = g->paths.name, .overhead_bytes = g->overhead_bytes };
 
-	if (!vm) {
-		a.memory_bytes = g->found_memory_bytes;
-		a.swap_bytes = g->found_swap_bytes;
-		return a;
+	if (vm) {
+		a.cpus = (unsigned)vm->cpus;
+		a.reservation_bytes = vm->reservation_bytes;
 	}
-	a.memory_bytes = vm->memory_bytes;
-	a.reservation_bytes = vm->reservation_bytes;
-	a.cpus = (unsigned)vm->cpus;
-	if (vm->swap_enabled && vm->swap_path)
-		a.swap_bytes = vm->swap_size_bytes ? vm->swap_size_bytes :
-						     swap_default_bytes(vm->memory_bytes);
+	if (vm && !g->pid) {
+		a.memory_bytes = vm->memory_bytes;
+		a.swap_bytes = swap_of(vm);
+	}
+	if (a.reservation_bytes > a.memory_bytes)
+		a.reservation_bytes = a.memory_bytes;
 	return a;
 }
 
@@ -239,7 +247,8 @@ static void ended(struct keeper *k, struct guest *g, bool failed)
 	close_fds(k, g);
 	if (failed)
 		log_warn("VM %s: %s", g->paths.name, g->why);
-	if (failed && rundir_clean(&g->paths, &e))
+	/* what it left, if it was killed; -EBUSY: somebody has started it anew */
+	if (rundir_clean(&g->paths, &e) && failed)
 		log_warn("%s", e.msg);
 	if (is_to_restart(g, failed) && (!failed || g->tries < g->vm->restart_tries))
 		try_again(g);
@@ -395,6 +404,9 @@ static void start(struct keeper *k, struct guest *g)
 		return;
 	}
 	g->pid = c.pid;
+	g->run_id = ++k->runs;
+	g->memory_bytes = g->vm->memory_bytes;
+	g->swap_bytes = swap_of(g->vm);
 	g->is_child = true;
 	g->is_adopted = false;
 	set_state(g, GUEST_STARTING);
@@ -436,7 +448,7 @@ static bool pace_allows(const struct keeper *k, uint64_t now)
 	const struct host_host *h = &k->config->host;
 
 	return starting(k) < h->start_parallel &&
-	       (!k->started_ns || now - k->started_ns >= h->start_delay_ms * MS_NS);
+	       (!k->started_ns || now - k->started_ns >= h->start_gap_ms * MS_NS);
 }
 
 static void consider(struct keeper *k, struct guest *g, uint64_t now)
@@ -457,7 +469,7 @@ static void consider(struct keeper *k, struct guest *g, uint64_t now)
 	}
 	if (admit(k, g, &e)) {
 		log_warn("%s", e.msg);
-		say(g, "%s", e.msg);
+		say(g, "%s", e.msg + strlen("VM : ") + strlen(g->paths.name));
 		set_state(g, GUEST_FAILED);
 		return;
 	}
@@ -488,12 +500,17 @@ static uint64_t stop_time_ns(const struct guest *g)
 	return g->vm ? g->vm->stop_timeout_s * 1000 * MS_NS : GRACE_NS;
 }
 
+static uint64_t grace_ns(const struct keeper *k)
+{
+	return k->cfg.grace_ns ? k->cfg.grace_ns : GRACE_NS;
+}
+
 /* First its process is asked to end itself at once, then it is ended. */
-static void press(struct guest *g, uint64_t now)
+static void press(const struct keeper *k, struct guest *g, uint64_t now)
 {
 	uint64_t took = now - g->since_ns;
 
-	if (took > stop_time_ns(g) + GRACE_NS)
+	if (took > stop_time_ns(g) + grace_ns(k))
 		kill(g->pid, SIGKILL);
 	else if (took > stop_time_ns(g) && g->link)
 		(void)link_call(g->link, "kill", NULL, on_told, g);
@@ -576,10 +593,10 @@ static void read_description(struct guest *g)
 	json_t *o = json_load_file(g->paths.config, 0, NULL);
 	const json_t *swap = json_object_get(o, "swap");
 
-	g->found_memory_bytes = number_of(o, "memory_bytes");
-	g->found_swap_bytes = number_of(swap, "size_bytes");
-	if (json_is_object(swap) && !g->found_swap_bytes)
-		g->found_swap_bytes = swap_default_bytes(g->found_memory_bytes);
+	g->memory_bytes = number_of(o, "memory_bytes");
+	g->swap_bytes = number_of(swap, "size_bytes");
+	if (json_is_object(swap) && !g->swap_bytes)
+		g->swap_bytes = swap_default_bytes(g->memory_bytes);
 	json_decref(o);
 }
 
@@ -587,6 +604,7 @@ static void adopt(struct keeper *k, struct guest *g, pid_t pid)
 {
 	read_description(g);
 	g->pid = pid;
+	g->run_id = ++k->runs;
 	g->is_child = false;
 	g->is_adopted = true;
 	if (watch_process(k, g)) { /* it has just ended */
@@ -650,9 +668,11 @@ static void sort_guests(struct keeper *k)
 	*at = rest;
 }
 
-void keeper_configure(struct keeper *k, const struct host_config *cfg)
+void keeper_configure(struct keeper *k, const struct host_config *cfg,
+		      const struct admission_host *host)
 {
 	k->config = cfg;
+	k->cfg.host = *host;
 	for (struct guest *g = k->guests; g; g = g->next) {
 		g->vm = host_config_vm(cfg, g->paths.name);
 		if (!g->vm && !g->pid)
@@ -700,7 +720,7 @@ static void tick(struct keeper *k, struct guest *g, uint64_t now)
 		}
 		break;
 	case GUEST_STOPPING:
-		press(g, now);
+		press(k, g, now);
 		break;
 	default:
 		break;

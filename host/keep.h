@@ -47,15 +47,17 @@ struct guest {
 	enum guest_state state;
 	char why[512];            /* the last thing worth knowing of it, or "" */
 	pid_t pid;                /* 0: no process */
+	uint64_t run_id;          /* of this process: no two have the same */
 	bool is_child, is_adopted;
 	struct link *link;        /* NULL: none now */
 	uint64_t since_ns;        /* in this state */
 	uint64_t not_before_ns;   /* WAITING: for a restart's delay */
 	unsigned tries;           /* starts that failed in a row */
 	bool is_asked_off;        /* by its user: not restarted when it ends */
+	bool is_stopped_by_us;    /* its vCPUs, by the policy */
 	bool is_given_up;         /* its start has failed, and its process is being ended */
 	uint64_t overhead_bytes;  /* measured; 0: not yet */
-	uint64_t found_memory_bytes, found_swap_bytes; /* that it was started with */
+	uint64_t memory_bytes, swap_bytes; /* that it was started with */
 	struct guest *next;
 	/* keep.c's */
 	struct guest_watch *watch;
@@ -66,6 +68,7 @@ struct keeper;
 struct keeper_config {
 	const char *run_dir;
 	struct admission_host host;
+	uint64_t grace_ns; /* for a process to end at once, before it is killed; 0: 10 s */
 };
 
 int keeper_create(struct keeper **out, struct poller *p, const struct keeper_config *cfg,
@@ -75,8 +78,10 @@ void keeper_destroy(struct keeper **k);
 
 /* Sees what runs already.  Once, at the start. */
 int keeper_adopt(struct keeper *k, struct err *e);
-/* What the VMs are to be like from now on; `cfg` stays the caller's, and outlives the next call. */
-void keeper_configure(struct keeper *k, const struct host_config *cfg);
+/* What the VMs are to be like from now on, and what they may be promised; `cfg` stays the
+ * caller's, and outlives the next call. */
+void keeper_configure(struct keeper *k, const struct host_config *cfg,
+		      const struct admission_host *host);
 /* To be started, if it does not run: one VM of the configuration, or (NULL) all that start by
  * themselves.  -ENOENT: there is none of that name. */
 int keeper_up(struct keeper *k, const char *name, struct err *e);

@@ -1,14 +1,19 @@
 /*
  * brimd: the process.  One for each run directory, in the foreground; started by whoever
- * starts services, or by hand.
+ * starts services, by `brim up`, or by hand.
  *
  *   RUN_DIR/brimd.sock        where VMs come to
+ *   RUN_DIR/.brimd/control    where it is commanded (ctl.h)
  *   RUN_DIR/.brimd/lock       held while it runs, with its pid
  *   RUN_DIR/.brimd/groups/    what the next one needs to know (recover.c)
  *
  * A VM's name cannot begin with a dot, so no VM's directory can meet ours.
  *
- * SIGTERM and SIGINT end it; VMs run on.  SIGUSR1 writes what it has into the log.
+ * SIGTERM and SIGINT end it; VMs run on.  SIGHUP has it read its configuration again, SIGUSR1
+ * write what it has into the log.
+ *
+ * Two parts share its one thread: sharing (share_host_turn), which waits, and everything else
+ * (daemon_turn), whose descriptors are one for the first.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -26,6 +31,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "host/daemon.h"
 #include "host/host.h"
 #include "vmm/client.h"
 
@@ -35,9 +41,11 @@
 static const char usage[] =
 	"Usage: brimd [OPTION]...\n"
 	"\n"
-	"Lets VMs of one owner keep pages of the same content once. VMs find it by\n"
-	"themselves, run on when it ends, and find the next one.\n"
+	"Keeps the VMs of a configuration running, decides how much of the host's memory\n"
+	"each has, and lets VMs of one owner keep pages of the same content once. VMs run\n"
+	"on when it ends, and find the next one.\n"
 	"\n"
+	"  --config FILE          what to keep running (default: nothing until `brim up`)\n"
 	"  --run-dir DIR          where VMs are (default: as brim: BRIM_RUN_DIR, /run/brim\n"
 	"                         for root, else XDG_RUNTIME_DIR/brim)\n"
 	"  --store-size SIZE      the most that the shared pages of a share group may be\n"
@@ -53,18 +61,20 @@ static const char usage[] =
 	"  --version              print the version\n"
 	"  --help                 print this\n"
 	"\n"
-	"Signals: SIGTERM and SIGINT end it, SIGUSR1 writes its numbers into the log.\n"
+	"Signals: SIGTERM and SIGINT end it, SIGHUP has it read its configuration again,\n"
+	"SIGUSR1 writes its numbers into the log.\n"
 	"Exit status: 0 it was told to end, 1 error, 2 usage.\n";
 
 struct args {
 	char run_dir[PATH_MAX];
+	const char *config;
 	struct share_host_config cfg;
 	enum log_level level;
 };
 
 /* What it has on the disk. */
 struct place {
-	char socket[PATH_MAX], lock[PATH_MAX], groups[PATH_MAX];
+	char socket[PATH_MAX], lock[PATH_MAX], groups[PATH_MAX], control[PATH_MAX];
 	int lock_fd;
 };
 
@@ -117,6 +127,9 @@ static int parse_option(int option, const char *value, struct args *a, struct er
 
 	switch (option) {
 	case 'r': return parse_dir(value, a->run_dir, e);
+	case 'c':
+		a->config = value;
+		return 0;
 	case 's': return parse_size(value, &a->cfg.store_bytes, e);
 	case 'i':
 		rc = parse_size(value, &bytes, e);
@@ -134,6 +147,7 @@ static int parse_args(int argc, char **argv, struct args *a)
 {
 	static const struct option options[] = {
 		{ "run-dir", required_argument, NULL, 'r' },
+		{ "config", required_argument, NULL, 'c' },
 		{ "store-size", required_argument, NULL, 's' },
 		{ "index-size", required_argument, NULL, 'i' },
 		{ "recall-after", required_argument, NULL, 'a' },
@@ -188,7 +202,7 @@ static int join_path(char *out, const char *dir, const char *file, struct err *e
 static int make_place(struct place *p, const char *run_dir, struct err *e)
 {
 	char own[PATH_MAX];
-	int rc = join_path(own, run_dir, ".brimd", e);
+	int rc = join_path(own, run_dir, BRIMD_DIR, e);
 
 	if (!rc)
 		rc = join_path(p->socket, run_dir, "brimd.sock", e);
@@ -196,6 +210,8 @@ static int make_place(struct place *p, const char *run_dir, struct err *e)
 		rc = join_path(p->lock, own, "lock", e);
 	if (!rc)
 		rc = join_path(p->groups, own, "groups", e);
+	if (!rc)
+		rc = daemon_control_path(run_dir, p->control, sizeof(p->control), e);
 	/* The run directory may be there, and be others' too: only ours must be ours. */
 	if (!rc && mkdir(run_dir, 0700) < 0 && errno != EEXIST)
 		rc = err_sys(e, -errno, "cannot make the run directory %s", run_dir);
@@ -225,20 +241,32 @@ static int take_lock(struct place *p, struct err *e)
 
 /* ---- running -------------------------------------------------------------------------------- */
 
-static int watch_signals(struct share_host *h, struct err *e)
+/* Both parts, while it runs. */
+struct parts {
+	struct polled signals; /* first */
+	struct share_host *share;
+	struct daemon *daemon;
+	bool is_over;
+};
+
+static void on_signals(struct polled *w, unsigned events);
+
+static int watch_signals(struct parts *parts, struct err *e)
 {
 	sigset_t set;
-	int fd, rc;
+	int rc;
 
 	signal(SIGPIPE, SIG_IGN);
 	sigemptyset(&set);
 	sigaddset(&set, SIGTERM);
 	sigaddset(&set, SIGINT);
 	sigaddset(&set, SIGUSR1);
+	sigaddset(&set, SIGHUP);
 	sigprocmask(SIG_BLOCK, &set, NULL);
-	fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
-	rc = fd < 0 ? -errno : share_host_watch(h, fd);
-	return rc ? err_sys(e, rc, "signals") : fd;
+	parts->signals.fn = on_signals;
+	parts->signals.fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
+	rc = parts->signals.fd < 0 ? -errno : daemon_watch(parts->daemon, &parts->signals);
+	return rc ? err_sys(e, rc, "signals") : 0;
 }
 
 static void log_numbers(const struct share_host *h)
@@ -258,32 +286,56 @@ static void log_numbers(const struct share_host *h)
 				 (unsigned long long)counter_get(i), counter_table[i].unit);
 }
 
-/* True: it was told to end. */
-static bool read_signals(const struct share_host *h, int fd)
+static void reload(struct daemon *d)
 {
-	struct signalfd_siginfo si;
+	struct err e = { "" };
 
-	while (read(fd, &si, sizeof(si)) == (ssize_t)sizeof(si)) {
-		if (si.ssi_signo != SIGUSR1)
-			return true;
-		log_numbers(h);
-	}
-	return false;
+	if (daemon_reload(d, &e))
+		log_error("nothing was changed: %s", e.msg);
+	else
+		log_info("the configuration was read again");
 }
 
-static int serve(struct share_host *h, const struct place *p, struct err *e)
+static void on_signals(struct polled *w, unsigned events)
 {
-	int signals = watch_signals(h, e), rc = signals < 0 ? signals : 0;
+	struct parts *parts = (struct parts *)w;
+	struct signalfd_siginfo si;
+
+	(void)events;
+	while (read(w->fd, &si, sizeof(si)) == (ssize_t)sizeof(si)) {
+		if (si.ssi_signo == SIGHUP)
+			reload(parts->daemon);
+		else if (si.ssi_signo == SIGUSR1)
+			log_numbers(parts->share);
+		else
+			parts->is_over = true;
+	}
+}
+
+static int run(struct parts *parts, struct err *e)
+{
+	int timeout_ms = 0;
+
+	while (timeout_ms >= 0 && !parts->is_over && !daemon_is_over(parts->daemon)) {
+		int rc = share_host_turn(parts->share, timeout_ms);
+
+		timeout_ms = rc ? rc : daemon_turn(parts->daemon);
+	}
+	return timeout_ms < 0 ? err_sys(e, timeout_ms, "event loop") : 0;
+}
+
+static int serve(struct parts *parts, const struct place *p, struct err *e)
+{
+	int rc = watch_signals(parts, e);
 
 	if (!rc)
-		rc = share_host_listen(h, p->socket, e);
+		rc = share_host_listen(parts->share, p->socket, e);
+	if (!rc && (rc = share_host_watch(parts->share, daemon_fd(parts->daemon))))
+		err_sys(e, rc, "event loop");
 	if (rc)
 		return rc;
 	log_info("brimd %s: listening on %s", BRIM_VERSION, p->socket);
-	while (!rc && !read_signals(h, signals))
-		rc = share_host_turn(h, -1);
-	if (rc)
-		err_sys(e, rc, "event loop");
+	rc = run(parts, e);
 	log_info("ended; VMs run on");
 	(void)unlink(p->socket);
 	return rc;
@@ -303,11 +355,22 @@ static void prepare(void)
 	}
 }
 
+static int create(struct parts *parts, struct args *a, const struct place *p, struct err *e)
+{
+	const struct daemon_config dc = { .run_dir = a->run_dir, .control = p->control,
+					  .file = a->config };
+	int rc;
+
+	a->cfg.state_dir = p->groups;
+	rc = share_host_create(&parts->share, &a->cfg, e);
+	return rc ? rc : daemon_create(&parts->daemon, &dc, e);
+}
+
 int main(int argc, char **argv)
 {
 	struct args a = { .level = LOG_INFO };
 	struct place p = { .lock_fd = -1 };
-	struct share_host *h = NULL;
+	struct parts parts = { .signals = { .fd = -1 } };
 	struct err e = { "" };
 	int rc = parse_args(argc, argv, &a);
 
@@ -322,12 +385,12 @@ int main(int argc, char **argv)
 		rc = make_place(&p, a.run_dir, &e);
 	if (!rc)
 		rc = take_lock(&p, &e);
-	a.cfg.state_dir = p.groups;
 	if (!rc)
-		rc = share_host_create(&h, &a.cfg, &e);
+		rc = create(&parts, &a, &p, &e);
 	if (!rc)
-		rc = serve(h, &p, &e);
-	share_host_destroy(&h);
+		rc = serve(&parts, &p, &e);
+	daemon_destroy(&parts.daemon);
+	share_host_destroy(&parts.share);
 	if (rc)
 		fprintf(stderr, "brimd: %s\n", e.msg);
 	return rc ? 1 : 0;

@@ -26,16 +26,15 @@
 struct steward;
 
 struct steward_config {
-	uint64_t physical_bytes;
-	uint64_t usable_bytes, reserve_bytes;
+	uint64_t usable_bytes, reserve_bytes; /* until there is a configuration */
 	const char *proc; /* NULL: /proc; tests have their own */
 };
 
 int steward_create(struct steward **out, struct keeper *k, const struct steward_config *cfg,
 		   struct err *e);
 void steward_destroy(struct steward **s);
-/* From the next step on. */
-void steward_configure(struct steward *s, const struct policy_config *policy);
+/* From the next step on.  Copies what it needs. */
+void steward_configure(struct steward *s, const struct host_config *cfg);
 
 /* A step, if one is due.  Returns how long until the next, in ms. */
 unsigned steward_tick(struct steward *s, uint64_t now_ns);

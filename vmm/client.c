@@ -5,6 +5,7 @@
 
 #include <errno.h>
 #include <poll.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -17,7 +18,7 @@
 struct ctl {
 	int fd;
 	json_int_t next_id;
-	struct vm_paths paths;
+	char who[RUN_NAME_MAX + 8]; /* "VM web", or "brimd" */
 	char *buf; /* received, not yet a whole line */
 	size_t used;
 	size_t room;
@@ -69,24 +70,55 @@ static int explain_absence(const struct vm_paths *p, int code, struct err *e)
 	return err_sys(e, code, "VM %s runs but cannot be reached at %s", p->name, p->control);
 }
 
-int ctl_open(struct ctl **out, const struct vm_paths *p, struct err *e)
+/* Takes fd. */
+static int make_ctl(struct ctl **out, int fd, const char *who, struct err *e)
 {
-	struct ctl *c;
-	int fd;
+	struct ctl *c = calloc(1, sizeof(*c));
 
-	fd = sock_connect(p->control);
-	if (fd < 0)
-		return explain_absence(p, fd, e);
-	c = calloc(1, sizeof(*c));
 	if (!c) {
 		close(fd);
-		return err_sys(e, -ENOMEM, "VM %s", p->name);
+		return err_sys(e, -ENOMEM, "%s", who);
 	}
 	c->fd = fd;
 	c->next_id = 1;
-	c->paths = *p;
+	snprintf(c->who, sizeof(c->who), "%s", who);
 	*out = c;
 	return 0;
+}
+
+int ctl_open(struct ctl **out, const struct vm_paths *p, struct err *e)
+{
+	char who[RUN_NAME_MAX + 8];
+	int fd = sock_connect(p->control);
+
+	if (fd < 0)
+		return explain_absence(p, fd, e);
+	snprintf(who, sizeof(who), "VM %s", p->name);
+	return make_ctl(out, fd, who, e);
+}
+
+int daemon_control_path(const char *base, char *buf, size_t len, struct err *e)
+{
+	int n = snprintf(buf, len, "%s/" BRIMD_CONTROL, base);
+
+	if (n < 0 || (size_t)n >= len)
+		return err_set(e, -ENAMETOOLONG, "%s: the path is too long for sockets", base);
+	return 0;
+}
+
+int ctl_open_daemon(struct ctl **out, const char *base, struct err *e)
+{
+	char path[RUN_PATH_MAX];
+	int fd = daemon_control_path(base, path, sizeof(path), e);
+
+	if (fd)
+		return fd;
+	fd = sock_connect(path);
+	if (fd == -ENOENT || fd == -ECONNREFUSED)
+		return err_set(e, -ENOENT, "no brimd runs for %s (`brim up FILE` starts one)", base);
+	if (fd < 0)
+		return err_sys(e, fd, "brimd cannot be reached at %s", path);
+	return make_ctl(out, fd, "brimd", e);
 }
 
 void ctl_close(struct ctl **c)
@@ -106,7 +138,7 @@ int ctl_fd(const struct ctl *c)
 
 static int went_away(const struct ctl *c, struct err *e)
 {
-	return err_set(e, -ECONNRESET, "VM %s went away before it answered", c->paths.name);
+	return err_set(e, -ECONNRESET, "%s went away before it answered", c->who);
 }
 
 static int send_all(const struct ctl *c, const char *text, size_t len, struct err *e)
@@ -119,7 +151,7 @@ static int send_all(const struct ctl *c, const char *text, size_t len, struct er
 		if (n < 0 && (errno == EPIPE || errno == ECONNRESET))
 			return went_away(c, e);
 		if (n < 0)
-			return err_sys(e, -errno, "VM %s: cannot send", c->paths.name);
+			return err_sys(e, -errno, "%s: cannot send", c->who);
 		text += n;
 		len -= (size_t)n;
 	}
@@ -137,7 +169,7 @@ int ctl_send(struct ctl *c, const char *cmd, json_t *args, json_int_t *id, struc
 	    json_object_set_new(msg, "id", json_integer(c->next_id)) < 0 ||
 	    json_object_set_new(msg, "cmd", json_string(cmd)) < 0 ||
 	    !(text = json_dumps(msg, JSON_COMPACT))) {
-		rc = err_sys(e, -ENOMEM, "VM %s: cannot ask for %s", c->paths.name, cmd);
+		rc = err_sys(e, -ENOMEM, "%s: cannot ask for %s", c->who, cmd);
 		goto out;
 	}
 	len = strlen(text);
@@ -159,10 +191,10 @@ static int make_room(struct ctl *c, struct err *e)
 	if (c->used < c->room)
 		return 0;
 	if (want > CTL_LINE_MAX)
-		return err_set(e, -EPROTO, "VM %s: its answer is longer than 1 MiB", c->paths.name);
+		return err_set(e, -EPROTO, "%s: its answer is longer than 1 MiB", c->who);
 	grown = realloc(c->buf, want);
 	if (!grown)
-		return err_sys(e, -ENOMEM, "VM %s", c->paths.name);
+		return err_sys(e, -ENOMEM, "%s", c->who);
 	c->buf = grown;
 	c->room = want;
 	return 0;
@@ -187,7 +219,7 @@ static int receive(struct ctl *c, uint64_t deadline_ns, struct err *e)
 	if (rc == 0)
 		return -EAGAIN;
 	if (rc < 0)
-		return errno == EINTR ? 0 : err_sys(e, -errno, "VM %s: cannot wait", c->paths.name);
+		return errno == EINTR ? 0 : err_sys(e, -errno, "%s: cannot wait", c->who);
 	n = recv(c->fd, c->buf + c->used, c->room - c->used, MSG_DONTWAIT);
 	if (n < 0 && (errno == EINTR || errno == EAGAIN))
 		return 0;
@@ -213,7 +245,7 @@ static int next_message(struct ctl *c, json_t **msg, struct err *e)
 	if (!json_is_object(*msg)) {
 		json_decref(*msg);
 		*msg = NULL;
-		return err_set(e, -EPROTO, "VM %s: its answer is not a JSON object", c->paths.name);
+		return err_set(e, -EPROTO, "%s: its answer is not a JSON object", c->who);
 	}
 	return 0;
 }
@@ -223,7 +255,7 @@ static int take_reply(const struct ctl *c, json_t *msg, json_t **result, struct 
 	const char *why = json_string_value(json_object_get(msg, "error"));
 
 	if (!json_is_true(json_object_get(msg, "ok")))
-		return err_set(e, -EREMOTEIO, "VM %s: %s", c->paths.name,
+		return err_set(e, -EREMOTEIO, "%s: %s", c->who,
 			       why ? why : "refused without a reason");
 	if (result) {
 		json_t *r = json_object_get(msg, "result");
@@ -261,8 +293,8 @@ int ctl_recv(struct ctl *c, json_int_t id, int timeout_ms, json_t **result, stru
 		}
 		rc = receive(c, deadline, e);
 		if (rc == -EAGAIN && timeout_ms != 0)
-			return err_set(e, -ETIMEDOUT, "VM %s does not answer (waited %.1f s)",
-				       c->paths.name, timeout_ms / 1000.0);
+			return err_set(e, -ETIMEDOUT, "%s does not answer (waited %.1f s)",
+				       c->who, timeout_ms / 1000.0);
 		if (rc)
 			return rc;
 	}

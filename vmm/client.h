@@ -94,6 +94,15 @@ void rundir_list_free(char ***names, size_t count);
 /* The last line of the VM's log that is not empty, "" when there is none. */
 void rundir_last_log(const struct vm_paths *p, char *buf, size_t len);
 
+/* ---- the daemon ------------------------------------------------------------ */
+
+/* Below the run directory; a VM's name cannot begin with a dot. */
+#define BRIMD_DIR ".brimd"
+#define BRIMD_CONTROL BRIMD_DIR "/control"
+#define BRIMD_LOG BRIMD_DIR "/log"
+/* -ENAMETOOLONG. */
+int daemon_control_path(const char *base, char *buf, size_t len, struct err *e);
+
 /* ---- starting brim-vmm ---------------------------------------------------- */
 
 struct vmm_child {
@@ -104,6 +113,9 @@ struct vmm_child {
 /* Starts brim-vmm ($BRIM_VMM, beside this program, PATH) with that description and signal
  * mask.  Does not wait: the line on ready_fd says what came of it, exec's failure included. */
 int vmm_spawn(const json_t *config, const sigset_t *signals, struct vmm_child *out, struct err *e);
+/* Starts brimd ($BRIM_BRIMD, beside this program, PATH) for that run directory, in a session of
+ * its own, its output into its log there.  Does not wait: *pid is a child of the caller's. */
+int brimd_spawn(const char *base, const sigset_t *signals, pid_t *pid, struct err *e);
 
 /* ---- sockets -------------------------------------------------------------- */
 
@@ -116,6 +128,8 @@ struct ctl;
 /* Connects to the control socket of a running VM.  -ENOENT: no such VM;
  * -ECONNREFUSED: it died; the sentence names the remedy. */
 int ctl_open(struct ctl **out, const struct vm_paths *p, struct err *e);
+/* The same to the brimd of that run directory.  -ENOENT: none runs. */
+int ctl_open_daemon(struct ctl **out, const char *base, struct err *e);
 void ctl_close(struct ctl **c);
 int ctl_fd(const struct ctl *c); /* for poll(): readable when a reply may be there */
 

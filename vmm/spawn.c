@@ -1,5 +1,5 @@
 /*
- * Starting brim-vmm: the parent's side, up to where it waits for the answer.
+ * Starting brim-vmm, and brimd: the parent's side, up to where it waits for the answer.
  *
  *   brim, brimd                       brim-vmm
  *    fork, exec ------------------->   reads the description (fd 3, a memfd)
@@ -21,12 +21,13 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #define CONFIG_FD 3
 #define READY_FD 4
 
-/* ---- which brim-vmm ---------------------------------------------------------- */
+/* ---- which program ----------------------------------------------------------- */
 
 static bool beside_us(const char *below, char out[PATH_MAX])
 {
@@ -47,14 +48,16 @@ static bool beside_us(const char *below, char out[PATH_MAX])
 }
 
 /* Without a '/' in it, execvp() looks in PATH. */
-static void find_vmm(char out[PATH_MAX])
+static void find_program(const char *name, const char *variable, char out[PATH_MAX])
 {
-	const char *asked = getenv("BRIM_VMM");
+	const char *asked = getenv(variable);
+	char elsewhere[64];
 
+	snprintf(elsewhere, sizeof(elsewhere), "../libexec/brim/%s", name);
 	if (asked && *asked)
 		snprintf(out, PATH_MAX, "%s", asked);
-	else if (!beside_us("brim-vmm", out) && !beside_us("../libexec/brim/brim-vmm", out))
-		snprintf(out, PATH_MAX, "brim-vmm");
+	else if (!beside_us(name, out) && !beside_us(elsewhere, out))
+		snprintf(out, PATH_MAX, "%s", name);
 }
 
 /* ---- the child ---------------------------------------------------------------- */
@@ -115,7 +118,7 @@ int vmm_spawn(const json_t *config, const sigset_t *signals, struct vmm_child *o
 	int ready[2] = { -1, -1 }, rc;
 	pid_t child;
 
-	find_vmm(c.path);
+	find_program("brim-vmm", "BRIM_VMM", c.path);
 	rc = config_file(config, &c.config_fd, e);
 	if (rc)
 		return rc;
@@ -138,4 +141,55 @@ int vmm_spawn(const json_t *config, const sigset_t *signals, struct vmm_child *o
 out:
 	close(c.config_fd);
 	return rc;
+}
+
+/* ---- brimd --------------------------------------------------------------------- */
+
+static _Noreturn void be_brimd(const char *path, const char *base, int log)
+{
+	int null = open("/dev/null", O_RDWR);
+
+	setsid();
+	if (null >= 0 && dup2(null, STDIN_FILENO) >= 0 && dup2(log, STDOUT_FILENO) >= 0 &&
+	    dup2(log, STDERR_FILENO) >= 0 && close_range(STDERR_FILENO + 1, ~0u, 0) == 0)
+		execlp(path, "brimd", "--run-dir", base, (char *)NULL);
+	dprintf(STDERR_FILENO, "cannot start %s: %s\n", path, strerror(errno));
+	_exit(127);
+}
+
+/* The directory may not be there yet: then nobody has started a VM here. */
+static int open_log(const char *base, struct err *e)
+{
+	char path[PATH_MAX];
+	int fd;
+
+	snprintf(path, sizeof(path), "%s/" BRIMD_DIR, base);
+	if ((mkdir(base, 0700) < 0 && errno != EEXIST) ||
+	    (mkdir(path, 0700) < 0 && errno != EEXIST))
+		return err_sys(e, -errno, "cannot make %s", path);
+	snprintf(path, sizeof(path), "%s/" BRIMD_LOG, base);
+	fd = open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NOFOLLOW, 0600);
+	return fd < 0 ? err_sys(e, -errno, "%s", path) : fd;
+}
+
+int brimd_spawn(const char *base, const sigset_t *signals, pid_t *pid, struct err *e)
+{
+	char path[PATH_MAX];
+	int log = open_log(base, e);
+	pid_t child;
+
+	if (log < 0)
+		return log;
+	find_program("brimd", "BRIM_BRIMD", path);
+	fflush(NULL);
+	child = fork();
+	if (child == 0) {
+		sigprocmask(SIG_SETMASK, signals, NULL);
+		be_brimd(path, base, log);
+	}
+	close(log);
+	if (child < 0)
+		return err_sys(e, -errno, "cannot start %s", path);
+	*pid = child;
+	return 0;
 }

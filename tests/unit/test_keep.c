@@ -1,0 +1,379 @@
+/*
+ * host/keep.c and link.c with processes that behave as brim-vmm does towards whoever started
+ * it (tests/cli/fakevmm.c): VMs come up in order, are refused, die, come back, are adopted,
+ * and go.
+ */
+#include <criterion/criterion.h>
+
+#include <errno.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "host/keep.h"
+
+#define S_NS ((uint64_t)1000000000)
+#define PATIENCE_NS (60 * S_NS) /* of a busy machine */
+
+static char dir[64];
+static struct poller poller;
+static struct keeper *k;
+static struct host_config *config;
+
+/* ---- a host ------------------------------------------------------------------------------- */
+
+static const struct admission_host roomy = { .physical_bytes = 64 * GiB };
+
+static void load(const char *vms)
+{
+	struct host_config_errors errors = { 0 };
+	struct host_config *was = config;
+	char text[4096], why[512] = "";
+
+	snprintf(text, sizeof(text), "defaults:\n  kernel: /bin/true\n  restart_delay: 10ms\n"
+		 "  swap: {enabled: off}\n  stop_timeout: 1s\nhost:\n  start_gap: 0s\nvms:\n%s", vms);
+	if (host_config_parse(text, strlen(text), "/test.yaml", NULL, &config, &errors))
+		host_config_error_format(why, sizeof(why), "test.yaml", &errors.items[0]);
+	cr_assert_str_eq(why, "");
+	host_config_errors_fini(&errors);
+	keeper_configure(k, config, &roomy);
+	host_config_destroy(&was);
+}
+
+static void make_keeper(void)
+{
+	struct keeper_config cfg = { .run_dir = dir, .host = roomy, .grace_ns = S_NS };
+	struct err e = { "" };
+
+	cr_assert_eq(poller_init(&poller, &e), 0);
+	cr_assert_eq(keeper_create(&k, &poller, &cfg, &e), 0, "%s", e.msg);
+	cr_assert_eq(keeper_adopt(k, &e), 0, "%s", e.msg);
+}
+
+/* It is built beside us. */
+static void use_fake(void)
+{
+	char path[4096];
+	ssize_t n = readlink("/proc/self/exe", path, sizeof(path) - 16);
+
+	cr_assert_gt(n, 0);
+	path[n] = '\0';
+	memcpy(strrchr(path, '/'), "/fakevmm", sizeof("/fakevmm"));
+	cr_assert_eq(access(path, X_OK), 0, "%s", path);
+	setenv("BRIM_VMM", path, 1);
+}
+
+static void begin(const char *mode, const char *vms)
+{
+	use_fake();
+	setenv("FAKE_VMM", mode, 1);
+	snprintf(dir, sizeof(dir), "/tmp/brim-keep-XXXXXX");
+	cr_assert_not_null(mkdtemp(dir));
+	make_keeper();
+	load(vms);
+}
+
+static void turn(void)
+{
+	cr_assert_eq(poller_turn(&poller, 10), 0);
+	keeper_tick(k, now_ns());
+}
+
+static struct guest *vm(const char *name)
+{
+	struct guest *g = keeper_find(k, name);
+
+	cr_assert_not_null(g, "%s", name);
+	return g;
+}
+
+static void until(const char *name, enum guest_state s)
+{
+	uint64_t end = now_ns() + PATIENCE_NS;
+
+	while (vm(name)->state != s) {
+		turn();
+		cr_assert_lt(now_ns(), end, "%s is %s: %s", name, guest_state_name(vm(name)->state),
+			     vm(name)->why);
+	}
+}
+
+static void end_keeper(void)
+{
+	keeper_destroy(&k);
+	poller_fini(&poller);
+}
+
+static void end(void)
+{
+	struct err e;
+
+	for (struct guest *g = keeper_guests(k); g; g = g->next)
+		if (g->pid)
+			(void)keeper_down(k, g->paths.name, &e);
+	for (uint64_t end = now_ns() + PATIENCE_NS; keeper_is_busy(k); turn())
+		cr_assert_lt(now_ns(), end);
+	end_keeper();
+	host_config_destroy(&config);
+	cr_assert_eq(rmdir(dir), 0, "left behind in %s: %s", dir, strerror(errno));
+}
+
+/* ---- up and down ----------------------------------------------------------------------------- */
+
+Test(keep, up_starts_in_order_and_down_ends_all)
+{
+	struct err e;
+	uint64_t order[3];
+
+	begin("", "  - {name: web, after: [db, cache], memory: 64M}\n  - {name: db, memory: 64M}\n"
+		  "  - {name: cache, after: db, memory: 64M}\n");
+	cr_assert_eq(keeper_up(k, NULL, &e), 0);
+	until("web", GUEST_RUNNING);
+	order[0] = vm("db")->run_id;
+	order[1] = vm("cache")->run_id;
+	order[2] = vm("web")->run_id;
+	cr_assert(order[0] < order[1] && order[1] < order[2]);
+	cr_assert_gt(keeper_promised(k), 3 * 64 * MiB);
+	cr_assert_eq(keeper_down(k, NULL, &e), 0);
+	until("web", GUEST_OFF);
+	until("db", GUEST_OFF);
+	until("cache", GUEST_OFF);
+	cr_assert_eq(keeper_promised(k), 0);
+	end();
+}
+
+Test(keep, one_by_name_and_no_other)
+{
+	struct err e;
+
+	begin("", "  - {name: a, memory: 64M}\n  - {name: b, memory: 64M, autostart: off}\n");
+	cr_assert_eq(keeper_up(k, "nobody", &e), -ENOENT);
+	cr_assert_eq(keeper_up(k, NULL, &e), 0);
+	until("a", GUEST_RUNNING);
+	cr_assert_eq(vm("b")->state, GUEST_OFF);
+	cr_assert_eq(keeper_up(k, "b", &e), 0);
+	until("b", GUEST_RUNNING);
+	cr_assert_eq(keeper_down(k, "a", &e), 0);
+	until("a", GUEST_OFF);
+	cr_assert_eq(vm("b")->state, GUEST_RUNNING);
+	end();
+}
+
+Test(keep, no_more_boot_at_a_time_than_allowed)
+{
+	struct err e;
+	unsigned most = 0, starting;
+	uint64_t end_ns;
+
+	begin("", "  - {name: many, count: 6, memory: 64M}\n");
+	config->host.start_parallel = 2;
+	cr_assert_eq(keeper_up(k, NULL, &e), 0);
+	for (end_ns = now_ns() + PATIENCE_NS; keeper_is_busy(k); turn()) {
+		starting = 0;
+		for (struct guest *g = keeper_guests(k); g; g = g->next)
+			starting += g->state == GUEST_STARTING;
+		most = starting > most ? starting : most;
+		cr_assert_lt(now_ns(), end_ns);
+	}
+	cr_assert(most >= 1 && most <= 2, "%u at a time", most);
+	cr_assert_eq(vm("many-6")->state, GUEST_RUNNING);
+	end();
+}
+
+/* ---- refused ------------------------------------------------------------------------------------ */
+
+Test(keep, what_does_not_fit_is_refused_with_the_arithmetic_and_others_run)
+{
+	const struct admission_host small = { .physical_bytes = 400 * MiB };
+	struct err e;
+
+	begin("", "  - {name: vm, count: 3, memory: 128M}\n");
+	keeper_configure(k, config, &small);
+	cr_assert_eq(keeper_up(k, NULL, &e), 0);
+	until("vm-3", GUEST_FAILED);
+	until("vm-2", GUEST_RUNNING);
+	until("vm-1", GUEST_RUNNING);
+	cr_assert_not_null(strstr(vm("vm-3")->why, "refused: it needs"), "%s", vm("vm-3")->why);
+	cr_assert_not_null(strstr(vm("vm-3")->why, "promised to 2 VMs"), "%s", vm("vm-3")->why);
+	cr_assert_eq(keeper_down(k, "vm-1", &e), 0);
+	until("vm-1", GUEST_OFF);
+	cr_assert_eq(keeper_up(k, "vm-3", &e), 0);
+	until("vm-3", GUEST_RUNNING);
+	end();
+}
+
+/* ---- ends that nobody asked for ------------------------------------------------------------------- */
+
+Test(keep, killed_process_is_noticed_cleaned_up_and_started_anew)
+{
+	struct err e;
+	pid_t pid;
+
+	begin("", "  - {name: a, memory: 64M}\n  - {name: once, memory: 64M, restart: never}\n");
+	cr_assert_eq(keeper_up(k, NULL, &e), 0);
+	until("a", GUEST_RUNNING);
+	until("once", GUEST_RUNNING);
+	pid = vm("a")->pid;
+	kill(pid, SIGKILL);
+	kill(vm("once")->pid, SIGKILL);
+	until("once", GUEST_FAILED);
+	cr_assert_not_null(strstr(vm("once")->why, "signal 9"), "%s", vm("once")->why);
+	cr_assert_eq(access(vm("once")->paths.dir, F_OK), -1);
+	until("a", GUEST_WAITING);
+	until("a", GUEST_RUNNING);
+	cr_assert_neq(vm("a")->pid, pid);
+	cr_assert_eq(vm("a")->tries, 1);
+	end();
+}
+
+Test(keep, one_that_dies_again_and_again_is_given_up)
+{
+	struct err e;
+	uint64_t before;
+
+	begin("die", "  - {name: a, memory: 64M, restart_tries: 3}\n");
+	cr_assert_eq(keeper_up(k, NULL, &e), 0);
+	until("a", GUEST_FAILED);
+	cr_assert_eq(vm("a")->tries, 3);
+	cr_assert_not_null(strstr(vm("a")->why, "the fake dies now"), "%s", vm("a")->why);
+	before = vm("a")->run_id;
+	cr_assert_eq(before, 3);
+	end();
+}
+
+Test(keep, one_that_cannot_start_says_why)
+{
+	struct err e;
+
+	begin("error", "  - {name: a, memory: 64M, restart: never}\n");
+	cr_assert_eq(keeper_up(k, NULL, &e), 0);
+	until("a", GUEST_FAILED);
+	cr_assert_str_eq(vm("a")->why, "kernel /x: the fake does not like it");
+	setenv("FAKE_VMM", "crash", 1);
+	cr_assert_eq(keeper_up(k, NULL, &e), 0);
+	until("a", GUEST_FAILED);
+	cr_assert_not_null(strstr(vm("a")->why, "before its guest ran"), "%s", vm("a")->why);
+	end();
+}
+
+Test(keep, guest_that_powers_off_is_off_unless_it_is_to_run_always)
+{
+	struct err e;
+	uint64_t end_ns = now_ns() + PATIENCE_NS;
+
+	begin("quick", "  - {name: a, memory: 64M}\n  - {name: b, memory: 64M, restart: always}\n");
+	cr_assert_eq(keeper_up(k, NULL, &e), 0);
+	until("a", GUEST_OFF);
+	while (vm("b")->run_id < 4 || vm("b")->tries) {
+		turn();
+		cr_assert_lt(now_ns(), end_ns);
+	}
+	cr_assert_eq(vm("a")->state, GUEST_OFF);
+	end();
+}
+
+/* ---- those that do not listen ------------------------------------------------------------------------ */
+
+Test(keep, mute_one_holds_nobody_up_and_is_killed_in_the_end)
+{
+	uint64_t began, longest = 0, until_ns;
+	struct err e;
+
+	begin("mute", "  - {name: mute, memory: 64M}\n");
+	cr_assert_eq(keeper_up(k, NULL, &e), 0);
+	until("mute", GUEST_RUNNING);
+	cr_assert_eq(keeper_down(k, NULL, &e), 0);
+	until_ns = now_ns() + PATIENCE_NS;
+	while (vm("mute")->state != GUEST_OFF) {
+		began = now_ns();
+		poller_turn(&poller, 0);
+		keeper_tick(k, now_ns());
+		longest = now_ns() - began > longest ? now_ns() - began : longest;
+		cr_assert_lt(now_ns(), until_ns);
+		usleep(5000);
+	}
+	cr_assert_lt(longest, S_NS / 2, "a turn waited for it");
+	end();
+}
+
+/* ---- another daemon ------------------------------------------------------------------------------------ */
+
+static int answers;
+static char said[64];
+
+static void on_status(void *ctx, int rc, const json_t *result, const char *error)
+{
+	(void)ctx;
+	(void)error;
+	answers++;
+	snprintf(said, sizeof(said), "%s", rc ? "an error" :
+		 json_string_value(json_object_get(result, "state")));
+}
+
+Test(keep, daemon_that_comes_back_finds_its_vms_and_their_ends)
+{
+	struct err e;
+	pid_t pid, other;
+
+	begin("", "  - {name: a, memory: 64M}\n  - {name: b, memory: 64M, restart: never}\n");
+	cr_assert_eq(keeper_up(k, NULL, &e), 0);
+	until("a", GUEST_RUNNING);
+	until("b", GUEST_RUNNING);
+	pid = vm("a")->pid;
+	other = vm("b")->pid;
+	end_keeper();
+	make_keeper();
+	keeper_configure(k, config, &roomy);
+	cr_assert_eq(vm("a")->state, GUEST_RUNNING);
+	cr_assert_eq(vm("a")->pid, pid);
+	cr_assert(vm("a")->is_adopted);
+	cr_assert_eq(keeper_up(k, NULL, &e), 0);
+	for (uint64_t end_ns = now_ns() + PATIENCE_NS; !vm("a")->link; turn())
+		cr_assert_lt(now_ns(), end_ns);
+	cr_assert_eq(link_call(vm("a")->link, "status", NULL, on_status, NULL), 0);
+	for (uint64_t end_ns = now_ns() + PATIENCE_NS; !answers; turn())
+		cr_assert_lt(now_ns(), end_ns);
+	cr_assert_str_eq(said, "running");
+	cr_assert_eq(vm("a")->pid, pid, "it was not started anew");
+	kill(other, SIGKILL);
+	waitpid(other, NULL, 0); /* in this test it is our child, and not init's */
+	until("b", GUEST_FAILED);
+	cr_assert_eq(keeper_down(k, NULL, &e), 0);
+	until("a", GUEST_OFF);
+	waitpid(pid, NULL, 0);
+	end();
+}
+
+Test(keep, vm_of_nobody_is_seen_and_left_alone)
+{
+	struct vmm_child c;
+	struct vm_paths p;
+	struct err e;
+	json_t *description;
+	sigset_t none;
+
+	begin("", "  - {name: a, memory: 64M}\n");
+	cr_assert_eq(vm_paths_init(&p, dir, "stranger", &e), 0);
+	description = json_pack("{s:s,s:s,s:i}", "name", "stranger", "run_dir", p.dir, "memory_bytes",
+				64 << 20);
+	sigemptyset(&none);
+	cr_assert_eq(vmm_spawn(description, &none, &c, &e), 0, "%s", e.msg);
+	json_decref(description);
+	for (uint64_t end_ns = now_ns() + PATIENCE_NS; !keeper_find(k, "stranger"); turn())
+		cr_assert_lt(now_ns(), end_ns);
+	cr_assert_null(vm("stranger")->vm);
+	cr_assert_eq(vm("stranger")->state, GUEST_RUNNING);
+	cr_assert_eq(keeper_down(k, NULL, &e), 0);
+	turn();
+	cr_assert_eq(vm("stranger")->state, GUEST_RUNNING, "all of the configuration, and no other");
+	kill(c.pid, SIGKILL);
+	waitpid(c.pid, NULL, 0);
+	close(c.ready_fd);
+	for (uint64_t end_ns = now_ns() + PATIENCE_NS; keeper_find(k, "stranger"); turn())
+		cr_assert_lt(now_ns(), end_ns);
+	end();
+}
