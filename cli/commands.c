@@ -91,6 +91,7 @@ static const struct section brimd_options = {
 	.title = "Options",
 	.rows = (const struct row[]){
 		{ "--run-dir DIR", "where VMs are (default: as brim)" },
+		{ "--config FILE", "what to keep running (default: nothing until `brim up`)" },
 		{ "--store-size SIZE", "the most that the shared pages of a share group may be (default: the "
 		  "host's RAM)" },
 		{ "--index-size SIZE", "how much of VMs' RAM is remembered by its hashes (default: the host's "
