@@ -110,7 +110,6 @@ struct now {
 	uint64_t balloon_pending;
 
 	uint64_t step, given_step;    /* at most taken from it, given to it */
-	uint64_t lowest;              /* of the round: not taken below */
 	uint64_t available;           /* of the round: to be taken at most */
 	uint64_t take, balloon_take;
 	uint64_t want, give;

@@ -100,6 +100,13 @@ static void get_stuck(struct step *s, struct now *w)
 	w->asked = w->held;
 }
 
+/* Of the engine: what the balloon is to give is not behind the limit yet. */
+static bool is_asked(const struct now *w)
+{
+	return w->pending && w->held > w->past->limit_bytes + margin(w->past->limit_bytes) &&
+	       w->past->limit_bytes;
+}
+
 static void watch_stuck(struct step *s, struct now *w)
 {
 	struct past *p = w->past;
@@ -108,8 +115,8 @@ static void watch_stuck(struct step *s, struct now *w)
 		p->stuck_held_bytes = 0;
 	if (p->stuck_held_bytes)
 		w->pending = 0;
-	if (w->pending == 0 || w->held + PAGE_BYTES <= p->least_held_bytes || !p->least_held_bytes) {
-		p->least_held_bytes = w->pending ? w->held : 0;
+	if (!is_asked(w) || w->held + PAGE_BYTES <= p->least_held_bytes || !p->least_held_bytes) {
+		p->least_held_bytes = is_asked(w) ? w->held : 0;
 		p->held_progress_ms = s->host.now_ms;
 	} else if (s->host.now_ms - p->held_progress_ms >= s->c.balloon_silent_ms) {
 		get_stuck(s, w);
@@ -123,7 +130,8 @@ void means_watch(struct step *s, struct now *w)
 	struct past *p = w->past;
 
 	watch_balloon(s, w);
-	if (p->aim_bytes && w->held <= p->aim_bytes)
+	/* reached, or nobody is left who could */
+	if (w->held <= p->aim_bytes || (w->balloon_pending == 0 && s->m->state < s->c.packing_from))
 		p->aim_bytes = 0;
 	w->asked = least(w->held, p->limit_bytes ? p->limit_bytes : w->held);
 	if (p->aim_bytes)

@@ -165,12 +165,14 @@ static uint64_t by_any(const struct step *s, const struct now *w, enum round r)
 
 static void open_round(const struct step *s, struct now *w, enum round r)
 {
-	uint64_t at = less(w->asked, w->take), lowest = lowest_of(w, r);
-	uint64_t step_left = less(w->step, w->take);
+	uint64_t at = less(w->asked, w->take);
 
-	w->lowest = lowest;
-	w->available = w->stuck || (w->hurts && r == ROUND_IDLE) ? 0 : less(at, lowest);
-	w->available = least(least(w->available, step_left), by_any(s, w, r));
+	w->available = w->stuck || (w->hurts && r == ROUND_IDLE) ? 0 : less(at, lowest_of(w, r));
+	w->available = least(w->available, by_any(s, w, r));
+	/* From `hard` on, who can give more than a step at once leaves the rest to others; before,
+	 * there is time to let him give it all, and others are spared. */
+	if (s->out->state >= POLICY_HARD)
+		w->available = least(w->available, less(w->step, w->take));
 }
 
 static uint64_t given_at(const struct step *s, const struct now *w, double level)
@@ -209,8 +211,8 @@ static uint64_t take_round(struct step *s, enum round r, uint64_t need)
 	for (size_t i = 0; i < s->n; i++) {
 		uint64_t gives = least(given_at(s, &s->vm[i], lo), need - taken);
 
-		s->vm[i].take += gives;
-		taken += gives;
+		s->vm[i].take += least(gives, less(s->vm[i].step, s->vm[i].take));
+		taken += gives; /* what is more than a step comes in the next */
 	}
 	return need - taken;
 }
@@ -222,7 +224,7 @@ static uint64_t price_ppm(const struct step *s, const struct now *w)
 
 static void say_why_not(struct now *w)
 {
-	if (w->held <= w->reserved)
+	if (w->asked <= w->reserved + w->step)
 		why(w, (struct policy_reason){ POLICY_WHY_SHIELDED, w->reserved });
 	else if (w->floor && less(w->asked, w->floor) == 0)
 		why(w, (struct policy_reason){ POLICY_WHY_REMEMBERED, w->floor });
