@@ -56,7 +56,7 @@ LIBS_CLI := -lncursesw -ltinfo
 .DELETE_ON_ERROR:
 .SECONDARY:
 .PHONY: all deps demo test check unit check-cli check-vm check-testhost host-shell asan tsan fuzz fuzz-build bench bench-build layers lint \
-	install uninstall help clean tests man
+	install uninstall help clean tests man docs
 
 all: $(BINS)
 
@@ -75,6 +75,7 @@ help:
 ## make bench      run the benchmarks (BENCH_ARGS=--quick)
 ## make layers     check that includes only point down
 ## make lint       shellcheck, layers, formatting traps
+## make docs     docs/configuration.md and docs/brim.schema.json, from the key table
 ## make install    PREFIX=/usr/local DESTDIR=
 
 $(BUILD)/obj/%.o: %.c
@@ -206,6 +207,11 @@ demo: deps
 deps:
 	$(Q)./deps
 	$(Q)tests/testhost/deps
+
+# Committed, so that they can be read without building; check-cli says when they are stale.
+docs: $(BUILD)/bin/brim
+	$(Q)$(BUILD)/bin/brim config keys --markdown >docs/configuration.md
+	$(Q)$(BUILD)/bin/brim config keys --schema >docs/brim.schema.json
 
 # ---- installing ------------------------------------------------------------
 
