@@ -59,19 +59,24 @@ static void complain(struct load *l, const struct vm_list *list, const struct us
 			  "own%s", whats[a->kind], a->text, l->cfg->vms[a->vm].name, but);
 }
 
+/* What a VM lacks, because it was wrong, is nobody's. */
+static void put(struct use *u, size_t *n, struct use use)
+{
+	if (use.text)
+		u[(*n)++] = use;
+}
+
 static size_t uses_of(const struct host_config *cfg, uint32_t i, struct use *u)
 {
 	const struct host_vm *vm = &cfg->vms[i];
 	size_t n = 0;
 
 	for (size_t d = 0; d < vm->disk_count; d++)
-		u[n++] = (struct use){ USE_FILE, vm->disks[d].readonly, vm->disks[d].path, "disks", i };
-	if (vm->swap_path)
-		u[n++] = (struct use){ USE_FILE, false, vm->swap_path, "swap.path", i };
+		put(u, &n, (struct use){ USE_FILE, vm->disks[d].readonly, vm->disks[d].path, "disks", i });
+	put(u, &n, (struct use){ USE_FILE, false, vm->swap_path, "swap.path", i });
 	for (size_t d = 0; d < vm->net_count; d++) {
-		u[n++] = (struct use){ USE_TAP, false, vm->nets[d].tap, "nets", i };
-		if (vm->nets[d].mac)
-			u[n++] = (struct use){ USE_MAC, false, vm->nets[d].mac, "nets", i };
+		put(u, &n, (struct use){ USE_TAP, false, vm->nets[d].tap, "nets", i });
+		put(u, &n, (struct use){ USE_MAC, false, vm->nets[d].mac, "nets", i });
 	}
 	return n;
 }

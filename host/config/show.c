@@ -29,24 +29,45 @@ static bool is_word(const char *text)
 	return *text && *text != '-' && *text != '%' && strspn(text, safe) == strlen(text);
 }
 
-/* JSON's strings are YAML's, too; "${" is written as "$${" where it stands for itself. */
-static void quote(const char *text, char *buf, size_t len)
+/* One character of valid UTF-8; returns its length. */
+static size_t decode(const char *text, uint32_t *c)
 {
-	char *escaped = calloc(2, strlen(text) + 1), *to = escaped;
-	json_t *s = NULL;
-	char *dump = NULL;
+	unsigned char first = (unsigned char)*text;
+	size_t n = first < 0x80 ? 1 : first < 0xe0 ? 2 : first < 0xf0 ? 3 : 4;
 
-	for (const char *p = text; *p && escaped; p++) {
-		if (p[0] == '$' && p[1] == '{')
-			*to++ = '$';
-		*to++ = *p;
+	*c = n == 1 ? first : first & (0xffu >> (n + 1));
+	for (size_t i = 1; i < n; i++)
+		*c = *c << 6 | ((unsigned char)text[i] & 0x3f);
+	return n;
+}
+
+/* What libyaml takes as it is between double quotes; not what it takes for a line's end. */
+static bool is_printable(uint32_t c)
+{
+	if (c < 0x20 || (c >= 0x7f && c < 0xa0) || c == 0x2028 || c == 0x2029)
+		return false;
+	return c != 0xfeff && c != 0xfffe && c != 0xffff;
+}
+
+/* As a YAML string; "${" is written as "$${" where it stands for itself. */
+static void quote(const char *text, FILE *out)
+{
+	fputc('"', out);
+	while (*text) {
+		uint32_t c = 0;
+		size_t n = decode(text, &c);
+
+		if (c == '$' && text[1] == '{')
+			fputs("$$", out);
+		else if (c == '"' || c == '\\')
+			fprintf(out, "\\%c", (int)c);
+		else if (is_printable(c))
+			fprintf(out, "%.*s", (int)n, text);
+		else
+			fprintf(out, "\\u%04x", c);
+		text += n;
 	}
-	s = escaped ? json_string(escaped) : NULL;
-	dump = s ? json_dumps(s, JSON_ENCODE_ANY) : NULL;
-	snprintf(buf, len, "%s", dump ? dump : "\"?\"");
-	free(dump);
-	json_decref(s);
-	free(escaped);
+	fputc('"', out);
 }
 
 static void line(struct yaml *y, const char *key, const char *value, const struct host_origin *o)
@@ -109,14 +130,19 @@ static void put_value(struct yaml *y, const struct config_key *k, const void *ba
 		      const struct host_origin *o)
 {
 	const void *field = (const char *)base + k->at;
-	char text[PATH_MAX + 64], quoted[2 * PATH_MAX + 128];
+	char text[PATH_MAX + 64], *quoted = NULL;
+	size_t len = 0;
+	FILE *out = open_memstream(&quoted, &len);
 
+	VERIFY(out);
 	value_format(k, field, text, sizeof(text));
 	if (key_is_text(k) && !is_word(text))
-		quote(text, quoted, sizeof(quoted));
+		quote(text, out);
 	else
-		snprintf(quoted, sizeof(quoted), "%s", text);
+		fputs(text, out);
+	fclose(out);
 	put_line(y, k->name, quoted, o);
+	free(quoted);
 }
 
 static void put_rows(struct yaml *y, enum key_section s, const void *base,

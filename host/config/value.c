@@ -197,6 +197,15 @@ static const char *absolute(struct load *l, const char *text)
 	return path;
 }
 
+static bool is_utf8(const char *text)
+{
+	json_t *s = json_string(text);
+	bool is_valid = s != NULL;
+
+	json_decref(s);
+	return is_valid;
+}
+
 static bool is_tap(const char *text)
 {
 	return *text && strlen(text) < IFNAMSIZ && !strchr(text, '/') && !strchr(text, ' ');
@@ -229,6 +238,8 @@ static int read_text(struct load *l, const struct value_at *at, const char *text
 
 	if (!full)
 		return -EINVAL;
+	if (!is_utf8(full)) /* only a variable's value can be that */
+		return refuse(l, at, "not valid UTF-8");
 	why = text_wrong(at->key, full);
 	if (why)
 		return refuse_text(l, at, full, why);

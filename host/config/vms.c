@@ -290,7 +290,6 @@ void vms_load(struct load *l, const struct item *defaults, const struct item *vm
 	const struct node *n = vms ? vms->value : NULL;
 	struct found found[HOST_KEYS_MAX];
 	struct vm_list list = { 0 };
-	size_t before;
 
 	read_defaults(l, defaults, found);
 	if (!n || (n->kind == NODE_SCALAR && n->is_plain && !*n->text))
@@ -301,7 +300,6 @@ void vms_load(struct load *l, const struct item *defaults, const struct item *vm
 		error_add(&l->errs, &p, "not a list, expected one: each VM begins with '- name: NAME'");
 		return;
 	}
-	before = l->errs.out->count;
 	if (!read_items(l, n, &list) || !make_vms(l, &list))
 		return;
 	read_vms(l, &list, found);
@@ -309,6 +307,5 @@ void vms_load(struct load *l, const struct item *defaults, const struct item *vm
 		if (!list.of[i])
 			return; /* an entry that is no mapping: said already */
 	order_load(l, &list);
-	if (l->errs.out->count == before)
-		clash_check(l, &list);
+	clash_check(l, &list);
 }
