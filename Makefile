@@ -26,7 +26,7 @@ LDFLAGS_BRIM := -pthread $(SAN)
 LIB_SRC  := $(wildcard stats/*.c mm/*.c mm/balloon/*.c mm/swap/*.c mm/ksm/*.c mm/policy/*.c virtio/*.c)
 VMM_SRC  := $(wildcard vmm/*.c)
 CLI_SRC  := $(wildcard cli/*.c)
-HOST_SRC := $(wildcard host/*.c host/config/*.c)
+HOST_SRC := $(wildcard host/*.c host/config/*.c host/api/*.c)
 UNIT_SRC := $(wildcard tests/unit/test_*.c)
 TLIB_SRC := $(wildcard tests/lib/*.c)
 FUZZ_SRC := $(wildcard tests/fuzz/fuzz_*.c)
@@ -52,10 +52,11 @@ CPPFLAGS_BRIM := $(if $(findstring thread,$(SAN)),-Itests/lib/tsan) $(CPPFLAGS_B
 LIBS_LIB := -luring -llz4 -lzstd -lxxhash -lcrypto
 LIBS_VMM := -ljansson -lyaml -lm
 LIBS_CLI := -lncursesw -ltinfo
+LIBS_HOST := -lmicrohttpd
 
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: all deps demo test check unit check-cli check-vm check-testhost host-shell asan tsan fuzz fuzz-build bench bench-build layers lint \
+.PHONY: all deps demo test check unit check-cli check-api check-vm check-testhost host-shell asan tsan fuzz fuzz-build bench bench-build layers lint \
 	install uninstall help clean tests man docs
 
 all: $(BINS)
@@ -68,6 +69,7 @@ help:
 ## make demo       the main job: eight VMs overcommitted on this machine (HOST=2G to scale down)
 ## make test       install what is missing, then all tests: lint, check, asan, tsan, a short fuzz
 ## make check      unit tests, then tests with real guests (check-vm)
+## make check-api  the HTTP interface with curl, the web page in a browser
 ## make check-vm   only the tests with real guests
 ## make host-shell a shell in the emulated host, with brim and guests in it
 ## make asan tsan  the unit tests under sanitizers
@@ -82,6 +84,9 @@ $(BUILD)/obj/%.o: %.c
 	@mkdir -p $(@D)
 	$(if $(Q),@echo "  CC    $<")
 	$(Q)$(CC) $(CPPFLAGS_BRIM) $(CPPFLAGS) $(CFLAGS_BRIM) $(CFLAGS) -c -o $@ $<
+
+# Built in by .incbin, which no dependency file knows of.
+$(call obj,host/api/assets.c): host/api/page.html docs/openapi.json
 
 $(LIB): $(call obj,$(LIB_SRC))
 	$(Q)rm -f $@ && $(AR) rcs $@ $^
@@ -108,19 +113,19 @@ $(BUILD)/bin/brim: $(call obj,cli/main.c) $(CLILIB) $(HOSTLIB) $(VMMLIB) $(LIB)
 $(BUILD)/bin/brimd: $(call obj,host/main.c) $(HOSTLIB) $(VMMLIB) $(LIB)
 	@mkdir -p $(@D)
 	$(if $(Q),@echo "  LD    $@")
-	$(Q)$(CC) $(LDFLAGS_BRIM) $(LDFLAGS) -o $@ $^ $(LIBS_VMM) $(LIBS_LIB)
+	$(Q)$(CC) $(LDFLAGS_BRIM) $(LDFLAGS) -o $@ $^ $(LIBS_HOST) $(LIBS_VMM) $(LIBS_LIB)
 
 $(BUILD)/tests/%: $(BUILD)/obj/tests/unit/%.o $(call obj,$(TLIB_SRC)) $(CLILIB) $(HOSTLIB) $(VMMLIB) $(LIB)
 	@mkdir -p $(@D)
 	$(if $(Q),@echo "  LD    $@")
-	$(Q)$(CC) $(LDFLAGS_BRIM) $(LDFLAGS) -o $@ $^ $(LIBS_TEST) $(LIBS_CLI) $(LIBS_VMM) $(LIBS_LIB)
+	$(Q)$(CC) $(LDFLAGS_BRIM) $(LDFLAGS) -o $@ $^ $(LIBS_TEST) $(LIBS_CLI) $(LIBS_HOST) $(LIBS_VMM) $(LIBS_LIB)
 
 $(BUILD)/tests/test_oracle: $(call obj,bench/oracle.c)
 
 $(BUILD)/bench/%: $(BUILD)/obj/bench/%.o $(call obj,$(BLIB_SRC)) $(HOSTLIB) $(VMMLIB) $(LIB)
 	@mkdir -p $(@D)
 	$(if $(Q),@echo "  LD    $@")
-	$(Q)$(CC) $(LDFLAGS_BRIM) $(LDFLAGS) -o $@ $^ $(LIBS_VMM) $(LIBS_LIB)
+	$(Q)$(CC) $(LDFLAGS_BRIM) $(LDFLAGS) -o $@ $^ $(LIBS_HOST) $(LIBS_VMM) $(LIBS_LIB)
 
 $(BUILD)/bench/oracle: $(call obj,$(BTOOL_SRC) bench/oracle.c) $(LIB)
 	@mkdir -p $(@D)
@@ -129,7 +134,7 @@ $(BUILD)/bench/oracle: $(call obj,$(BTOOL_SRC) bench/oracle.c) $(LIB)
 
 $(BUILD)/fuzz/%: $(BUILD)/obj/tests/fuzz/%.o $(call obj,$(TLIB_SRC)) $(HOSTLIB) $(VMMLIB) $(LIB)
 	@mkdir -p $(@D)
-	$(Q)$(CC) $(LDFLAGS_BRIM) $(LDFLAGS) -fsanitize=fuzzer -o $@ $^ $(LIBS_VMM) $(LIBS_LIB)
+	$(Q)$(CC) $(LDFLAGS_BRIM) $(LDFLAGS) -fsanitize=fuzzer -o $@ $^ $(LIBS_HOST) $(LIBS_VMM) $(LIBS_LIB)
 
 tests: $(UNIT)
 fuzz-build: $(FUZZ)
@@ -145,7 +150,7 @@ VM_ARGS ?=
 unit: $(BINS) $(UNIT)
 	$(Q)tests/unit/run $(BUILD)/tests
 
-check: unit check-cli check-vm
+check: unit check-cli check-api check-vm
 
 FAKEVMM := $(BUILD)/tests/fakevmm
 $(BUILD)/tests/test_keep: | $(FAKEVMM)
@@ -158,6 +163,15 @@ VMTOOLS := $(patsubst tests/vm/%.c,$(BUILD)/tests/%,$(wildcard tests/vm/*.c))
 $(VMTOOLS): $(BUILD)/tests/%: $(BUILD)/obj/tests/vm/%.o
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(LDFLAGS_BRIM) $(LDFLAGS) -o $@ $^
+
+# brimd's HTTP interface over a host that is not there.
+FAKEHOST := $(BUILD)/tests/fakehost
+$(FAKEHOST): $(call obj,tests/api/fakehost.c $(TLIB_SRC)) $(HOSTLIB) $(VMMLIB) $(LIB)
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(LDFLAGS_BRIM) $(LDFLAGS) -o $@ $^ $(LIBS_HOST) $(LIBS_VMM) $(LIBS_LIB)
+
+check-api: $(FAKEHOST)
+	$(Q)tests/api/check-api $(FAKEHOST)
 
 check-cli: $(BINS) $(FAKEVMM)
 	$(Q)tests/cli/check-cli $(BUILD)/bin/brim $(FAKEVMM)
@@ -206,6 +220,7 @@ demo: deps
 
 deps:
 	$(Q)./deps
+	$(Q)tests/api/deps
 	$(Q)tests/testhost/deps
 
 # Committed, so that they can be read without building; check-cli says when they are stale.
