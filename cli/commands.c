@@ -92,6 +92,9 @@ static const struct section brimd_options = {
 	.rows = (const struct row[]){
 		{ "--run-dir DIR", "where VMs are (default: as brim)" },
 		{ "--config FILE", "what to keep running (default: nothing until `brim up`)" },
+		{ "--http ADDRESS:PORT", "serve HTTP there, too; needs --http-token" },
+		{ "--http-token FILE", "the token of who may do everything there" },
+		{ "--http-read-token FILE", "the token of who may only read" },
 		{ "--store-size SIZE", "the most that the shared pages of a share group may be (default: the "
 		  "host's RAM)" },
 		{ "--index-size SIZE", "how much of VMs' RAM is remembered by its hashes (default: the host's "
@@ -111,6 +114,8 @@ static const struct section brimd_files = {
 	.rows = (const struct row[]){
 		{ "/run/brim/brimd.sock", "where VMs come to" },
 		{ "/run/brim/.brimd/lock", "held while it runs, with its pid" },
+		{ "/run/brim/.brimd/control", "commands, as of a VM's control.sock" },
+		{ "/run/brim/.brimd/api.sock", "HTTP: the web page, JSON, Prometheus metrics" },
 		{ "/run/brim/.brimd/groups/", "which processes have which store, for the next brimd" },
 		{ NULL, NULL },
 	},

@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include "host/ctl.h"
+#include "host/http.h"
 #include "host/snapshot.h"
 
 #define BUSY_MS 100u
@@ -23,6 +24,7 @@ struct daemon {
 	struct keeper *keeper;
 	struct steward *steward;
 	struct ctl_server *ctl;
+	struct http *http;          /* NULL: none */
 	struct host_config *config; /* NULL: none yet */
 	uint64_t physical_bytes;
 	uint64_t tick_ns; /* when the next is due */
@@ -291,6 +293,16 @@ static uint64_t physical_bytes(void)
 	return pages > 0 && bytes > 0 ? (uint64_t)pages * (uint64_t)bytes : 0;
 }
 
+static int make_http(struct daemon *d, const struct api_config *api, struct err *e)
+{
+	const struct http_config cfg = { .api = *api, .keeper = d->keeper, .command = on_command,
+					 .ctx = d };
+
+	if (!api->unix_path && !api->tcp_port && !api->tcp_any_port)
+		return 0;
+	return http_create(&d->http, &d->poller, &cfg, e);
+}
+
 static int make_parts(struct daemon *d, const struct daemon_config *cfg, struct err *e)
 {
 	const struct keeper_config kc = {
@@ -309,7 +321,7 @@ static int make_parts(struct daemon *d, const struct daemon_config *cfg, struct 
 		rc = ctl_server_create(&d->ctl, &d->poller, cfg->control, e);
 	if (!rc)
 		ctl_server_serve(d->ctl, on_command, d);
-	return rc;
+	return rc ? rc : make_http(d, &cfg->api, e);
 }
 
 static int come_up(struct daemon *d, const char *file, struct err *e)
@@ -350,8 +362,9 @@ void daemon_destroy(struct daemon **dp)
 	if (!d)
 		return;
 	ctl_server_destroy(&d->ctl);
-	keeper_destroy(&d->keeper); /* answers what was asked by the steward */
+	keeper_destroy(&d->keeper); /* answers what was asked by the others */
 	steward_destroy(&d->steward);
+	http_destroy(&d->http);
 	host_config_destroy(&d->config);
 	poller_fini(&d->poller);
 	free(d);

@@ -12,6 +12,7 @@
 #ifndef BRIM_HOST_DAEMON_H
 #define BRIM_HOST_DAEMON_H
 
+#include "host/api/api.h"
 #include "host/steward.h"
 
 struct daemon;
@@ -21,6 +22,7 @@ struct daemon_config {
 	const char *control;    /* path of its control socket */
 	const char *file;       /* configuration to come up with; NULL: none yet */
 	uint64_t physical_bytes; /* 0: this host's */
+	struct api_config api;   /* without any socket: no HTTP */
 };
 
 int daemon_create(struct daemon **out, const struct daemon_config *cfg, struct err *e);

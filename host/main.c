@@ -4,6 +4,7 @@
  *
  *   RUN_DIR/brimd.sock        where VMs come to
  *   RUN_DIR/.brimd/control    where it is commanded (ctl.h)
+ *   RUN_DIR/.brimd/api.sock   the same and more over HTTP (api/api.h)
  *   RUN_DIR/.brimd/lock       held while it runs, with its pid
  *   RUN_DIR/.brimd/groups/    what the next one needs to know (recover.c)
  *
@@ -46,6 +47,10 @@ static const char usage[] =
 	"on when it ends, and find the next one.\n"
 	"\n"
 	"  --config FILE          what to keep running (default: nothing until `brim up`)\n"
+	"  --http ADDRESS:PORT    serve HTTP there, too (default: on the socket api.sock of\n"
+	"                         RUN_DIR/.brimd only); needs --http-token\n"
+	"  --http-token FILE      the token of who may do everything there\n"
+	"  --http-read-token FILE the token of who may only read\n"
 	"  --run-dir DIR          where VMs are (default: as brim: BRIM_RUN_DIR, /run/brim\n"
 	"                         for root, else XDG_RUNTIME_DIR/brim)\n"
 	"  --store-size SIZE      the most that the shared pages of a share group may be\n"
@@ -68,13 +73,16 @@ static const char usage[] =
 struct args {
 	char run_dir[PATH_MAX];
 	const char *config;
+	struct api_config api;
+	char http_address[64];
 	struct share_host_config cfg;
 	enum log_level level;
 };
 
 /* What it has on the disk. */
 struct place {
-	char socket[PATH_MAX], lock[PATH_MAX], groups[PATH_MAX], control[PATH_MAX];
+	char socket[PATH_MAX], lock[PATH_MAX], groups[PATH_MAX], control[PATH_MAX],
+		api[PATH_MAX];
 	int lock_fd;
 };
 
@@ -120,6 +128,28 @@ static int parse_dir(const char *text, char *dir, struct err *e)
 	return 0;
 }
 
+/* "127.0.0.1:8080", "[::1]:8080", or a port alone. */
+static int parse_http(const char *text, struct args *a, struct err *e)
+{
+	const char *colon = strrchr(text, ':'), *number = colon ? colon + 1 : text;
+	size_t len = colon ? (size_t)(colon - text) : 0;
+	char *end;
+	unsigned long port = strtoul(number, &end, 10);
+
+	if (*end || end == number || *number == '-' || port == 0 || port > UINT16_MAX ||
+	    len >= sizeof(a->http_address))
+		return err_set(e, -EINVAL, "'%s' is not ADDRESS:PORT", text);
+	if (len > 1 && text[0] == '[' && text[len - 1] == ']') {
+		text++;
+		len -= 2;
+	}
+	memcpy(a->http_address, text, len);
+	a->http_address[len] = '\0';
+	a->api.tcp_port = (uint16_t)port;
+	a->api.tcp_address = len ? a->http_address : NULL;
+	return 0;
+}
+
 static int parse_option(int option, const char *value, struct args *a, struct err *e)
 {
 	uint64_t bytes = 0;
@@ -129,6 +159,13 @@ static int parse_option(int option, const char *value, struct args *a, struct er
 	case 'r': return parse_dir(value, a->run_dir, e);
 	case 'c':
 		a->config = value;
+		return 0;
+	case 'H': return parse_http(value, a, e);
+	case 'T':
+		a->api.token_file = value;
+		return 0;
+	case 'R':
+		a->api.read_token_file = value;
 		return 0;
 	case 's': return parse_size(value, &a->cfg.store_bytes, e);
 	case 'i':
@@ -148,6 +185,9 @@ static int parse_args(int argc, char **argv, struct args *a)
 	static const struct option options[] = {
 		{ "run-dir", required_argument, NULL, 'r' },
 		{ "config", required_argument, NULL, 'c' },
+		{ "http", required_argument, NULL, 'H' },
+		{ "http-token", required_argument, NULL, 'T' },
+		{ "http-read-token", required_argument, NULL, 'R' },
 		{ "store-size", required_argument, NULL, 's' },
 		{ "index-size", required_argument, NULL, 'i' },
 		{ "recall-after", required_argument, NULL, 'a' },
@@ -210,6 +250,8 @@ static int make_place(struct place *p, const char *run_dir, struct err *e)
 		rc = join_path(p->lock, own, "lock", e);
 	if (!rc)
 		rc = join_path(p->groups, own, "groups", e);
+	if (!rc)
+		rc = join_path(p->api, own, "api.sock", e);
 	if (!rc)
 		rc = daemon_control_path(run_dir, p->control, sizeof(p->control), e);
 	/* The run directory may be there, and be others' too: only ours must be ours. */
@@ -357,10 +399,11 @@ static void prepare(void)
 
 static int create(struct parts *parts, struct args *a, const struct place *p, struct err *e)
 {
-	const struct daemon_config dc = { .run_dir = a->run_dir, .control = p->control,
-					  .file = a->config };
+	struct daemon_config dc = { .run_dir = a->run_dir, .control = p->control,
+				    .file = a->config, .api = a->api };
 	int rc;
 
+	dc.api.unix_path = p->api;
 	a->cfg.state_dir = p->groups;
 	rc = share_host_create(&parts->share, &a->cfg, e);
 	return rc ? rc : daemon_create(&parts->daemon, &dc, e);

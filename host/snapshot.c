@@ -64,6 +64,13 @@ static void put_plan(json_t *o, const struct policy_vm_plan *p)
 	json_object_set_new(o, "hurts", json_boolean(p->hurts));
 }
 
+static void put_rates(json_t *o, const struct stats_rates *r)
+{
+	json_object_set_new(o, "refaults_per_s", json_real(r->refaults_per_s));
+	json_object_set_new(o, "stall_pct", json_real(r->stall_pct));
+	json_object_set_new(o, "fault_p99_us", json_real((double)r->fault_p99_ns / 1000));
+}
+
 static void put_configured(json_t *o, const struct host_vm *vm)
 {
 	put(o, "reservation_bytes", vm->reservation_bytes);
@@ -76,6 +83,7 @@ static json_t *vm_json(struct guest *g, const struct steward *s)
 {
 	const struct policy_vm_plan *p = steward_plan_of(s, g);
 	const struct policy_vm_view *v = view_of(s, p);
+	const struct stats_rates rates = steward_rates_of(s, g);
 	json_t *o = json_object();
 
 	json_object_set_new(o, "name", json_string(g->paths.name));
@@ -90,6 +98,8 @@ static json_t *vm_json(struct guest *g, const struct steward *s)
 		put_where(o, v);
 	if (p)
 		put_plan(o, p);
+	if (p && rates.seconds > 0)
+		put_rates(o, &rates);
 	json_object_set_new(o, "reasons", reasons_of(g, p));
 	return o;
 }

@@ -31,6 +31,7 @@ struct ward {
 	struct guest *g; /* NULL: its process has ended, and a question is still open */
 	struct question question[ASKS];
 	struct stats_view now;
+	struct stats_rates rates; /* from the view before to this one */
 	size_t at; /* in views and plan; SIZE_MAX: in neither */
 	struct ward *next;
 };
@@ -119,6 +120,8 @@ static bool read_numbers(struct ward *w)
 
 	if (stats_read(w->g->paths.stats, &view, NULL))
 		return false;
+	if (!stats_rates(&w->now, &view, &w->rates))
+		w->rates = (struct stats_rates){ 0 };
 	w->now = view;
 	w->g->overhead_bytes = view_gauge(&view, GAUGE_vmm_bytes);
 	return true;
@@ -255,6 +258,13 @@ const struct policy_vm_plan *steward_plan_of(const struct steward *s, const stru
 	const struct ward *w = ward_of(s, g);
 
 	return w && s->has_plan && w->at < s->all.n ? &s->plans[w->at] : NULL;
+}
+
+struct stats_rates steward_rates_of(const struct steward *s, const struct guest *g)
+{
+	const struct ward *w = ward_of(s, g);
+
+	return w ? w->rates : (struct stats_rates){ 0 };
 }
 
 /* ---- create and destroy ---------------------------------------------------------------------- */

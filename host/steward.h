@@ -42,6 +42,8 @@ unsigned steward_tick(struct steward *s, uint64_t now_ns);
 /* The last step's; NULL before the first.  Borrowed, until the next. */
 const struct policy_plan *steward_plan(const struct steward *s);
 const struct policy_views *steward_views(const struct steward *s);
+/* How it went lately; all 0 where that is not known. */
+struct stats_rates steward_rates_of(const struct steward *s, const struct guest *g);
 /* The plan for a VM, NULL where it has none. */
 const struct policy_vm_plan *steward_plan_of(const struct steward *s, const struct guest *g);
 
