@@ -137,6 +137,7 @@ struct args {
 	uint64_t timeout_s, interval_s, count;
 	unsigned sort;
 	const char *man_dir, *filter;
+	struct text_list vms;
 };
 
 /* Of `brim config`. */

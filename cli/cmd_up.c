@@ -196,14 +196,26 @@ static int absolute_path(const char *file, char out[PATH_MAX], struct err *e)
 	return err_sys(e, -errno, "%s", file);
 }
 
-static int send_up(struct ctl *c, const char *file, struct err *e)
+static int send_up(struct ctl *c, const char *file, const char *vm, struct err *e)
 {
 	json_t *result = NULL;
-	int rc = ask(c, "up", file ? json_pack("{s:s}", "file", file) : NULL, &result, e);
+	int rc = ask(c, "up", json_pack("{s:s*,s:s*}", "file", file, "vm", vm), &result, e);
 
 	if (!rc)
 		tell_changes(result);
 	json_decref(result);
+	return rc;
+}
+
+/* All that start by themselves, or those that were named. */
+static int send_ups(struct ctl *c, const char *file, const struct text_list *vms, struct err *e)
+{
+	int rc = 0;
+
+	if (!vms->count)
+		return send_up(c, file, NULL, e);
+	for (size_t i = 0; i < vms->count && !rc; i++)
+		rc = send_up(c, i ? NULL : file, vms->items[i], e);
 	return rc;
 }
 
@@ -221,7 +233,7 @@ static int up_status(const struct progress *p)
 int cmd_up(const struct invocation *in)
 {
 	const struct args *a = in->args;
-	const struct invocation all = { .cmd = in->cmd, .args = in->args };
+	const struct invocation which = { .cmd = in->cmd, .args = in->args, .pos = a->vms };
 	struct progress p = { .said = json_object() };
 	char file[PATH_MAX];
 	struct ctl *c = NULL;
@@ -231,9 +243,9 @@ int cmd_up(const struct invocation *in)
 	if (!rc)
 		rc = open_brimd(true, &c, &e);
 	if (!rc)
-		rc = send_up(c, in->pos.count ? file : NULL, &e);
+		rc = send_ups(c, in->pos.count ? file : NULL, &a->vms, &e);
 	if (!rc && !a->no_wait)
-		rc = await(c, &p, &all, &e);
+		rc = await(c, &p, &which, &e);
 	ctl_close(&c);
 	json_decref(p.said);
 	if (rc)

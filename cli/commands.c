@@ -300,6 +300,8 @@ static const struct opt stop_opts[] = {
 };
 
 static const struct opt up_opts[] = {
+	{ .name = "vm", .type = OPT_LIST, .comp = COMP_VM, .arg = "NAME", AT(vms),
+	  .help = "only this VM, also if it does not start by itself; may be given several times" },
 	{ .name = "no-wait", .type = OPT_FLAG, AT(no_wait), .help = "return at once" },
 	{ .name = "timeout", .letter = 't', .type = OPT_SECONDS, .arg = "TIME", .def = "5m",
 	  AT(timeout_s), .help = "how long to wait" },
@@ -361,6 +363,7 @@ EXAMPLES(run_examples,
 EXAMPLES(up_examples,
 	{ "brim config check host.yaml", "is it right?" },
 	{ "brim up host.yaml", "start what it describes" },
+	{ "brim up --vm db", "one of them, that was off" },
 	{ "brim reload", "after a change to the file" },
 	{ "brim down", "stop all of it" });
 EXAMPLES(ps_examples,
