@@ -110,6 +110,7 @@ struct now {
 	uint64_t balloon_pending;
 
 	uint64_t step, given_step;    /* at most taken from it, given to it */
+	uint64_t step_most;           /* a second's */
 	uint64_t available;           /* of the round: to be taken at most */
 	uint64_t take, balloon_take;
 	uint64_t want, give;

@@ -217,6 +217,15 @@ static uint64_t limit_of_taken(const struct step *s, const struct now *w, uint64
 	return least(w->held, most(aim, before));
 }
 
+/* Of this step: a limit far below what a VM holds makes its guest wait, and was not meant,
+ * where it grew after it had been asked for less. */
+static uint64_t lowest_limit(const struct now *w)
+{
+	uint64_t was = w->past->limit_bytes ? w->past->limit_bytes : w->held;
+
+	return less(least(was, w->held), w->step_most);
+}
+
 static uint64_t limit_raw(const struct step *s, struct now *w)
 {
 	uint64_t aim = w->take || w->past->aim_bytes ? less(w->asked, w->take) : 0, limit;
@@ -229,26 +238,28 @@ static uint64_t limit_raw(const struct step *s, struct now *w)
 		limit = aim ? limit_of_taken(s, w, aim) : w->asked;
 	}
 	if (limit > w->cap) /* its configured limit was lowered, say */
-		limit = most(w->cap, less(least(limit, w->held), w->step));
-	return most(limit, w->reserved);
+		limit = w->cap;
+	return most(most(limit, w->reserved), lowest_limit(w));
 }
 
 /* Small changes are not worth a message: a smaller limit than could be is always sound, a
- * larger one where nobody else was given the difference. */
+ * larger one where nobody else was given the difference.  What has to come down a little comes
+ * down by a whole band more, of room alone, so that it need not come down again at once. */
 static uint64_t steadied(struct step *s, const struct now *w, uint64_t limit)
 {
 	uint64_t was = w->past->limit_bytes, band = part(w->v.memory_bytes, s->c.dead_band_ppm);
 	uint64_t beyond = less(was, most(limit, w->held));
 
-	if (was == 0 || w->take || w->hurts || was < w->reserved || was > most(w->cap, w->held))
+	if (was == 0 || was < most(w->held, w->reserved) || was > w->cap || w->take || w->hurts)
 		return limit;
-	if (limit > was && limit - was <= band && was >= w->held)
+	if (limit > was && limit - was <= band)
 		return was;
-	if (limit < was && was - limit <= band && was >= w->held && beyond <= s->slack) {
-		s->slack -= beyond;
-		return was;
-	}
-	return limit;
+	if (limit >= was || was - limit > band)
+		return limit;
+	if (beyond > s->slack)
+		return most(less(limit, band), least(limit, most(w->held, w->reserved)));
+	s->slack -= beyond;
+	return was;
 }
 
 void means_plan(struct step *s, struct now *w)
@@ -256,7 +267,7 @@ void means_plan(struct step *s, struct now *w)
 	struct policy_vm_plan *p = w->plan;
 	uint64_t limit;
 
-	p->balloon_bytes = w->past->balloon_bytes = balloon_target(s, w);
+	p->balloon_bytes = w->past->balloon_bytes = least(balloon_target(s, w), w->v.memory_bytes);
 	limit = w->v.can_pack ? steadied(s, w, limit_raw(s, w)) : 0;
 	if (limit >= w->v.memory_bytes && !w->v.limit_bytes && limit > w->held) {
 		limit = 0; /* all of it: there is nothing to limit */

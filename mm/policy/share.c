@@ -366,7 +366,10 @@ static void give_room(struct step *s)
 
 		if (s->out->state >= POLICY_SOFT)
 			up_to = least(up_to, less(w->fair, w->held + w->give));
-		w->available = w->take || w->pending || w->v.run == POLICY_STOPPED ? 0 : up_to;
+		w->available = up_to;
+		if (w->take || w->pending || w->v.run == POLICY_STOPPED ||
+		    (s->out->state >= POLICY_SOFT && w->asked < w->held))
+			w->available = 0;
 	}
 	by_shares(s, less(s->to_give, given_all(s)));
 }

@@ -129,6 +129,7 @@ static void bound_steps(struct step *s)
 
 		/* what is asked for and has not come counts: a limit far below what a VM
 		 * holds would only make its guest wait */
+		w->step_most = a_second;
 		w->step = least(scaled(a_second, dt, SECOND_MS), less(a_second, w->pending));
 		w->given_step = most(scaled(part(w->v.memory_bytes, s->c.give_ppm), dt, SECOND_MS),
 				     s->c.room_min_bytes);

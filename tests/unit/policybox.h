@@ -60,22 +60,22 @@ static inline const struct policy_plan *box_step(struct box *b, uint64_t ms)
 	return &b->plan;
 }
 
-/* Every VM packs, at once and to nothing, what is above its limit. */
+/* Every VM sends to disk, at once, what is above its limit. */
 static inline void box_obeys(struct box *b)
 {
 	for (size_t i = 0; i < b->views.n; i++) {
 		struct policy_vm_view *v = &b->vm[i];
-		uint64_t limit = b->out[i].limit_bytes;
+		uint64_t limit = b->out[i].limit_bytes, held = v->resident_bytes + v->pool_bytes, over;
 
 		v->limit_now_bytes = limit;
 		v->balloon_target_bytes = b->out[i].balloon_bytes;
-		if (!limit || v->resident_bytes <= limit)
+		if (!limit || held <= limit)
 			continue;
-		v->disk_bytes += v->resident_bytes - limit;
+		over = held - limit < v->resident_bytes ? held - limit : v->resident_bytes;
+		v->disk_bytes += over;
+		v->resident_bytes -= over;
 		for (unsigned c = 0; c < POLICY_COLDS; c++)
-			v->cold_bytes[c] -= v->cold_bytes[c] < v->resident_bytes - limit
-						    ? v->cold_bytes[c] : v->resident_bytes - limit;
-		v->resident_bytes = limit;
+			v->cold_bytes[c] -= v->cold_bytes[c] < over ? v->cold_bytes[c] : over;
 	}
 }
 
