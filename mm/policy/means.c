@@ -268,7 +268,8 @@ void means_plan(struct step *s, struct now *w)
 	uint64_t limit;
 
 	p->balloon_bytes = w->past->balloon_bytes = least(balloon_target(s, w), w->v.memory_bytes);
-	limit = w->v.can_pack ? steadied(s, w, limit_raw(s, w)) : 0;
+	/* none at all would be no limit */
+	limit = w->v.can_pack ? most(steadied(s, w, limit_raw(s, w)), PAGE_BYTES) : 0;
 	if (limit >= w->v.memory_bytes && !w->v.limit_bytes && limit > w->held) {
 		limit = 0; /* all of it: there is nothing to limit */
 		why(w, (struct policy_reason){ POLICY_WHY_PLENTY });

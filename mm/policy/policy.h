@@ -218,7 +218,7 @@ struct policy_reason {
 
 struct policy_vm_plan {
 	uint64_t id;
-	uint64_t limit_bytes;    /* 0: none */
+	uint64_t limit_bytes;    /* 0: none; as little as a page where it should hold nothing */
 	uint64_t balloon_bytes;  /* the balloon's target */
 	uint64_t share_cpu_ppm;  /* for looking for equal pages */
 	bool stop;               /* its vCPUs should not run */

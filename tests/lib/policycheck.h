@@ -52,7 +52,8 @@ static inline void check_promise(const struct policy_config *c, const struct pol
 
 		if (!vm->can_pack)
 			continue;
-		beyond += check_less(limit, p->vms[i].held_bytes);
+		/* a limit of nothing is said as one page, since 0 is none */
+		beyond += check_less(limit, p->vms[i].held_bytes + PAGE_BYTES);
 		lacking += check_less(check_least(vm->reservation_bytes, check_cap(vm)), p->vms[i].held_bytes);
 	}
 	VERIFY(beyond <= (room > lacking ? room : lacking));
