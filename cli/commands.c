@@ -254,7 +254,7 @@ static const struct opt policy_opts[] = {
 EXAMPLES(policy_examples,
 	 { "brim policy simulate --trace examples/traces/all-waking.jsonl", "compare the policies" },
 	 { "brim policy simulate -t liar.jsonl -p brim --explain 90s", "and what brim's thought then" },
-	 { "brim policy simulate -t diurnal.jsonl --set idle_tax_ppm=50% --plot day.svg",
+	 { "brim policy simulate -t diurnal.jsonl --set idle_tax=50% --plot day.svg",
 	   "with another key, as a picture" });
 
 static const struct opt json_opts[] = { JSON_OPT };

@@ -163,17 +163,28 @@ static int parse_number(const char *key, const char *text, uint64_t *v)
 	return -EINVAL;
 }
 
+/* "idle_tax" is idle_tax_ppm, as in a configuration file. */
+static bool is_called(const char *name, const char *key)
+{
+	size_t n = strlen(key);
+
+	return strncmp(name, key, n) == 0 && (name[n] == 0 || strcmp(name + n, "_ppm") == 0 ||
+					      strcmp(name + n, "_ms") == 0 || strcmp(name + n, "_bytes") == 0);
+}
+
 int policy_config_set(struct policy_config *c, const char *key, const char *text, struct err *e)
 {
 	uint64_t v = 0;
 	int rc;
 
 	for (size_t i = 0; i < ARRAY_LEN(bounds); i++) {
-		if (strcmp(bounds[i].name, key) != 0)
+		const char *name = bounds[i].name;
+
+		if (!is_called(name, key))
 			continue;
-		rc = strstr(key, "_from")  ? parse_state(text, &v)
-		   : strstr(key, "_bytes") ? size_parse(text, &v, e)
-					   : parse_number(key, text, &v);
+		rc = strstr(name, "_from")  ? parse_state(text, &v)
+		   : strstr(name, "_bytes") ? size_parse(text, &v, e)
+					    : parse_number(name, text, &v);
 		if (rc || v < bounds[i].min || v > bounds[i].max)
 			return err_set(e, -EINVAL, "policy: %s: '%s' is not a value for it", key, text);
 		*key_at(c, &bounds[i]) = v;

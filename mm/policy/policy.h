@@ -118,7 +118,7 @@ struct policy_config {
 void policy_config_default(struct policy_config *c);
 /* In order, in range?  -EINVAL and one sentence that names the key. */
 int policy_config_check(const struct policy_config *c, struct err *e);
-/* One key by its field's name: "75%", "30s", "64M", "soft", or a plain number in the key's
+/* One key by its field's name, with or without the unit: "75%", "30s", "64M", "soft", or a plain number in the key's
  * unit.  -EINVAL; in order with the rest is for policy_config_check(). */
 int policy_config_set(struct policy_config *c, const char *key, const char *text, struct err *e);
 

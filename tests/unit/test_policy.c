@@ -551,6 +551,8 @@ Test(policy, config_values_are_read_as_people_write_them)
 	cr_assert_eq(c.idle_tax_ppm, 500000);
 	cr_assert_eq(policy_config_set(&c, "remember_ms", "5m", &e), 0);
 	cr_assert_eq(c.remember_ms, 300000);
+	cr_assert_eq(policy_config_set(&c, "revocable", "7%", &e), 0);
+	cr_assert_eq(c.revocable_ppm, 70000);
 	cr_assert_eq(policy_config_set(&c, "room_min_bytes", "16M", &e), 0);
 	cr_assert_eq(c.room_min_bytes, 16 * MiB);
 	cr_assert_eq(policy_config_set(&c, "packing_from", "hard", &e), 0);
