@@ -199,6 +199,57 @@ Test(policy, shares_configured_limit_is_never_exceeded)
 	box_close(&b);
 }
 
+/* In `high`, nothing is taken for the host; for a VM below its share it is. */
+Test(policy, shares_who_has_more_than_his_gives_to_who_hurts)
+{
+	struct box b;
+
+	box_open(&b, 2);
+	box_uses(&b, 0, 5 * GiB, 5 * GiB);
+	box_uses(&b, 1, 8 * GiB, GiB);
+	b.vm[0].disk_bytes = 6 * GiB;
+	b.vm[0].limit_now_bytes = 5 * GiB;
+	box_step(&b, 1000);
+	cr_assert_eq(b.plan.state, POLICY_HIGH);
+	cr_assert(!box_says(&b, 1, POLICY_WHY_TAKEN));
+	b.vm[0].refaults_disk += 100000;
+	box_step(&b, 1000);
+	cr_assert(b.out[0].hurts);
+	cr_assert_gt(b.out[0].fair_bytes, 7 * GiB);
+	cr_assert_eq(b.plan.state, POLICY_SOFT);
+	cr_assert_eq(b.plan.why, POLICY_HOST_CLAIMS);
+	cr_assert(box_says(&b, 1, POLICY_WHY_TAKEN));
+	cr_assert_lt(b.out[1].limit_bytes, 8 * GiB);
+	box_close(&b);
+}
+
+/* Two alike, of which one's engine gets nowhere. */
+Test(policy, means_limit_that_is_not_met_is_left_to_others)
+{
+	uint64_t there = 0;
+	bool said = false;
+	struct box b;
+
+	box_open(&b, 2);
+	for (unsigned i = 0; i < 2; i++)
+		box_uses(&b, i, 7 * GiB + 512 * MiB, 3 * GiB);
+	for (unsigned i = 0; i < 40; i++) {
+		box_step(&b, 1000);
+		said = said || box_says(&b, 0, POLICY_WHY_STUCK);
+		if (i == 20)
+			there = b.out[0].limit_bytes;
+		cr_assert(i <= 20 || b.out[0].limit_bytes >= there);
+		b.vm[0].limit_now_bytes = b.out[0].limit_bytes;
+		b.vm[0].resident_bytes = 0; /* only the other one obeys */
+		box_obeys(&b);
+		box_uses(&b, 0, 7 * GiB + 512 * MiB, 3 * GiB);
+	}
+	cr_assert(said);
+	cr_assert_geq(there, b.vm[0].resident_bytes);
+	cr_assert_lt(b.plan.state, POLICY_SOFT); /* the other gave it all */
+	box_close(&b);
+}
+
 /* ---- feedback ------------------------------------------------------------------------------ */
 
 static void one_is_taken_from(struct box *b)
