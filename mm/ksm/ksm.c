@@ -6,7 +6,8 @@
  * stays the share of one CPU it was given, and the pages it handled below those it may
  * handle in a second; meanwhile nothing is read either, since each message is work.  It is
  * stopped at once all the same.  It does not rest until it has looked up what was loaded
- * before the guest began: that is bounded, and each moment later the guest has changed more.
+ * before the guest began: that is bounded, also by the clock, and each moment later the guest
+ * has changed more.
  *
  * Without a brimd it tries to connect once in a while, and the engine makes no passes for it.
  */
@@ -92,7 +93,7 @@ static void rest(struct ksm *k, uint64_t cpu, uint64_t wall)
 	uint64_t pages = k->cfg.pages_per_s ? k->paced_pages * NS_S / k->cfg.pages_per_s : 0;
 
 	least = pages > least ? pages : least;
-	if (least > wall && !k->hurries)
+	if (least > wall && !(k->hurries && now_ns() < k->loaded_until_ns))
 		k->rest_until_ns = now_ns() + least - wall;
 }
 

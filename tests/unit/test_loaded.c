@@ -158,6 +158,31 @@ Test(loaded, pages_are_asked_about_at_no_pace_and_others_at_theirs)
 	fh_close(&f);
 }
 
+/* Whatever brimd says meanwhile, and does not say. */
+Test(loaded, pace_holds_again_where_brimd_does_not_answer)
+{
+	struct wire_offer o[50];
+	static struct fakehost f;
+
+	fh_open_with(&f, BOX_MANUAL, (struct ksm_config){ .pass_ns = 1000000, .pages_per_s = 10,
+							   .loaded_ns = 300000000 });
+	load(&f, 0, 100);
+	for (uint32_t i = 0; i < ARRAY_LEN(o); i++)
+		o[i] = (struct wire_offer){ i, i + 1 };
+	fh_connect(&f);
+	asks(&f, 0, 100);
+	fh_send(&f, WIRE_OFFER, o, ARRAY_LEN(o));
+	fh_step_until(&f, CTR_share_offers, ARRAY_LEN(o));
+	while (now_ns() < f.k->loaded_until_ns)
+		usleep(1000);
+	for (uint32_t i = 0; i < ARRAY_LEN(o); i++)
+		o[i].store_page += 100; /* the first are being released */
+	fh_send(&f, WIRE_OFFER, o, ARRAY_LEN(o));
+	fh_step_until(&f, CTR_share_offers, 2 * ARRAY_LEN(o));
+	cr_assert_gt(f.k->rest_until_ns, now_ns() + 1000000000u);
+	fh_close(&f);
+}
+
 /* ---- VMs and a brimd ---------------------------------------------------------------------- */
 
 #define IMAGE_FIRST 1500u
