@@ -14,23 +14,34 @@ static const void *field_of(const struct config_key *k, const void *base)
 	return (const char *)base + k->at;
 }
 
-/* The items of a list, each as its section's rows say. */
+static json_t *item_json(enum key_section s, const void *item)
+{
+	const struct config_key *keys = section_of(s)->keys;
+	json_t *o = json_object();
+	int rc = o ? 0 : -1;
+
+	for (size_t i = 0; i < section_count(s) && !rc; i++)
+		rc = json_object_set_new(o, keys[i].name, value_json(&keys[i], field_of(&keys[i], item)));
+	if (!rc)
+		return o;
+	json_decref(o);
+	return NULL;
+}
+
+/* All of it or nothing: a disk without its `readonly` would be another disk. */
 static json_t *list_json(const struct config_key *k, const void *base)
 {
-	const struct config_key *keys = section_of(k->sub)->keys;
 	size_t n = *(const size_t *)(const void *)((const char *)base + k->count_at);
 	const char *items = *(const char *const *)field_of(k, base);
 	json_t *list = json_array();
+	int rc = list ? 0 : -1;
 
-	for (size_t i = 0; i < n; i++) {
-		const char *item = items + i * section_of(k->sub)->struct_bytes;
-		json_t *o = json_object();
-
-		for (size_t j = 0; j < section_count(k->sub); j++)
-			json_object_set_new(o, keys[j].name, value_json(&keys[j], field_of(&keys[j], item)));
-		json_array_append_new(list, o);
-	}
-	return list;
+	for (size_t i = 0; i < n && !rc; i++)
+		rc = json_array_append_new(list, item_json(k->sub, items + i * section_of(k->sub)->struct_bytes));
+	if (!rc)
+		return list;
+	json_decref(list);
+	return NULL;
 }
 
 json_t *row_json(const struct config_key *k, const void *base)

@@ -197,13 +197,38 @@ static const char *absolute(struct load *l, const char *text)
 	return path;
 }
 
+/* How many bytes follow this one, -1: it begins no character. */
+static int utf8_more(unsigned char first)
+{
+	if (first < 0x80)
+		return 0;
+	if (first < 0xc2 || first > 0xf4)
+		return -1;
+	return first < 0xe0 ? 1 : first < 0xf0 ? 2 : 3;
+}
+
+/* The second byte: no long forms, no surrogates, nothing above U+10FFFF. */
+static bool utf8_second_ok(unsigned char first, unsigned char second)
+{
+	unsigned least = first == 0xe0 ? 0xa0 : first == 0xf0 ? 0x90 : 0x80;
+	unsigned most = first == 0xed ? 0x9f : first == 0xf4 ? 0x8f : 0xbf;
+
+	return second >= least && second <= most;
+}
+
 static bool is_utf8(const char *text)
 {
-	json_t *s = json_string(text);
-	bool is_valid = s != NULL;
+	for (const unsigned char *p = (const unsigned char *)text; *p; p++) {
+		unsigned char first = *p;
+		int more = utf8_more(first);
 
-	json_decref(s);
-	return is_valid;
+		if (more < 0 || (more && !utf8_second_ok(first, p[1])))
+			return false;
+		for (; more > 0; more--)
+			if ((*++p & 0xc0) != 0x80)
+				return false;
+	}
+	return true;
 }
 
 static bool is_tap(const char *text)

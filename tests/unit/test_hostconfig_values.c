@@ -31,6 +31,11 @@ static struct host_config *parse(const char *text)
 	return parse_on(text, 16 * GiB);
 }
 
+static const char *only_text(void *ctx, const char *name)
+{
+	return ctx;
+}
+
 /* ---- the table -------------------------------------------------------------------- */
 
 /* The text of a row's bound or default, read back into a field. */
@@ -210,6 +215,62 @@ Test(hostconfig_values, percentage_of_defaults_is_of_each_vm)
 	cr_assert_eq(cfg->vms[1].origin[section_row(SECTION_VM, "reservation")].from, HOST_FROM_DEFAULTS);
 	cr_assert_eq(cfg->vms[1].origin[section_row(SECTION_VM, "memory")].from, HOST_FROM_OWN);
 	cr_assert_eq(cfg->vms[1].origin[section_row(SECTION_VM, "cpus")].from, HOST_FROM_BUILTIN);
+	host_config_destroy(&cfg);
+}
+
+/* JSON's own rule is the one that counts: a description is JSON. */
+Test(hostconfig_values, variables_that_are_no_utf8_are_refused)
+{
+	static const char *const texts[] = {
+		"\x80", "\xff", "\xc3", "\xc0\xaf", "\xe0\x80\x80", "\xed\xa0\x80", "\xf4\x90\x80\x80",
+		"\xf0\x8f\xbf\xbf", "a\xe2\x82", "\xc3\xa9", "\xe2\x82\xac", "\xf0\x9f\x98\x80", "\xef\xbf\xbd",
+		"\xed\x9f\xbf", "\xf4\x8f\xbf\xbf",
+	};
+	static const char file[] = "vms: [{name: a, kernel: /k, append: \"${T}\"}]";
+
+	for (size_t i = 0; i < ARRAY_LEN(texts); i++) {
+		struct host_config_env env = { .variable = only_text, .ctx = (void *)(uintptr_t)texts[i] };
+		struct host_config_errors errors;
+		struct host_config *cfg = NULL;
+		json_t *json = json_string(texts[i]);
+
+		cr_assert_eq(host_config_parse(file, strlen(file), "t", &env, &cfg, &errors),
+			     json ? 0 : -EINVAL, "%zu", i);
+		json_decref(json);
+		host_config_errors_fini(&errors);
+		host_config_destroy(&cfg);
+	}
+}
+
+/* ---- descriptions ----------------------------------------------------------------------- */
+
+static int mallocs_left; /* of jansson's, before the one that fails */
+
+static void *malloc_or_not(size_t size)
+{
+	return mallocs_left-- != 0 ? malloc(size) : NULL;
+}
+
+/* Each allocation fails in turn: nothing, or all of it, and never a disk that lacks its
+ * `readonly`. */
+Test(hostconfig_describe, out_of_memory_gives_no_part_of_a_description)
+{
+	struct host_config *cfg = parse("vms: [{name: a, kernel: /k, nets: [t], swap: {path: /s},\n"
+					"       disks: [{path: /d, readonly: on, serial: x}]}]");
+	json_t *whole = host_vm_description(&cfg->vms[0], "/r"), *o = NULL;
+	int n = 0;
+
+	cr_assert(whole);
+	json_set_alloc_funcs(malloc_or_not, free);
+	do {
+		mallocs_left = n++;
+		o = host_vm_description(&cfg->vms[0], "/r");
+		cr_assert(!o || json_equal(o, whole), "not whole without allocation %d", n);
+		json_decref(o);
+	} while (mallocs_left < 0 && n < 1000); /* one did fail */
+	json_set_alloc_funcs(malloc, free);
+	cr_assert(n > 20 && n < 1000);
+	json_decref(whole);
 	host_config_destroy(&cfg);
 }
 
