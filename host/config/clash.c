@@ -1,5 +1,6 @@
 /*
- * What only one VM may have: a disk it writes to, a swap file, an interface, an address.
+ * What only one VM may have: a disk it writes to, a swap file, an interface, an address.  And what
+ * they have together: the room of a directory for swap files.
  *
  * One thread; no state.
  */
@@ -99,4 +100,48 @@ void clash_check(struct load *l, const struct vm_list *list)
 			complain(l, list, &u[first], &u[i]);
 	}
 	free(u);
+}
+
+/* ---- room ------------------------------------------------------------------------------ */
+
+/* Whether the file is in the directory itself. */
+static bool is_in(const char *path, const char *dir)
+{
+	size_t n = strlen(dir);
+
+	return strncmp(path, dir, n) == 0 && path[n] == '/' && !strchr(path + n + 1, '/');
+}
+
+static uint64_t room_taken(const struct host_config *cfg, const char *dir)
+{
+	uint64_t bytes = 0;
+
+	for (size_t i = 0; i < cfg->vm_count; i++) {
+		const struct host_vm *vm = &cfg->vms[i];
+
+		if (vm->swap_path && is_in(vm->swap_path, dir))
+			bytes += vm->swap_size_bytes ? vm->swap_size_bytes
+						     : vm->memory_bytes + vm->memory_bytes / 8;
+	}
+	return bytes;
+}
+
+void room_check(struct load *l)
+{
+	const struct host_host *h = &l->cfg->host;
+	const struct host_origin *o = &h->origin[section_row(SECTION_HOST, "swap")];
+	char key[64], need[32], have[32];
+
+	for (size_t i = 0; i < h->swap_count; i++) {
+		const struct host_swap *s = &h->swaps[i];
+		struct place p = { o->line, o->column, key };
+		uint64_t bytes = s->dir && s->size_bytes ? room_taken(l->cfg, s->dir) : 0;
+
+		snprintf(key, sizeof(key), "host.swap[%zu].size", i);
+		if (bytes > s->size_bytes)
+			error_add(&l->errs, &p, "VMs' swap files in %.160s are %s together, expected at most "
+				  "the %s that are given to them", s->dir,
+				  size_exact(need, sizeof(need), bytes),
+				  size_exact(have, sizeof(have), s->size_bytes));
+	}
 }

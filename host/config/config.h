@@ -12,7 +12,7 @@
  * config.c    a load from beginning to end; what keys of one section must agree on
  * load.c      the tree against the table: every key looked up, every value read
  * vms.c       the list of VMs: count, defaults, what one VM's keys must agree on
- * clash.c     what only one VM may have
+ * clash.c     what only one VM may have, and what they have together
  * order.c     dependencies between VMs: names, cycles, an order to start them in
  * describe.c  one VM as the JSON that brim-vmm reads
  * compare.c   what differs between two configurations, and what it takes to apply that

@@ -206,6 +206,8 @@ int time_parse(const char *text, uint64_t *ns);
 
 /* As a person would write it: "24G", "30s", "on", "none".  Returns buf. */
 const char *value_format(const struct config_key *k, const void *field, char *buf, size_t len);
+/* A size so that it reads back as it is: "24G", "1029M", "12345". */
+const char *size_exact(char *buf, size_t len, uint64_t n);
 /* The same as JSON; sizes in bytes, times in the field's unit.  NULL: out of memory. */
 json_t *value_json(const struct config_key *k, const void *field);
 /* Of any row, lists too.  describe.c. */
@@ -240,6 +242,8 @@ void vms_load(struct load *l, const struct item *defaults, const struct item *vm
 struct place vm_place(const struct vm_item *v, const char *key, char *path);
 /* Files, interfaces and addresses that more than one VM has. */
 void clash_check(struct load *l, const struct vm_list *list);
+/* Swap files in the host's directories for them. */
+void room_check(struct load *l);
 /* Names after which VMs start to indexes, and start_order. */
 void order_load(struct load *l, const struct vm_list *list);
 

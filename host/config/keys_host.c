@@ -76,6 +76,7 @@ const struct config_key keys_swap[] = {
 	  .help = "where; on a file system that does not copy on write, or with `chattr +C`" },
 	{ .name = "size", .type = KEY_SIZE, SWAP_AT(size_bytes), .min = VM_SWAP_MIN_BYTES,
 	  .max = 64 * TiB, .percent = PERCENT_PHYSICAL, .is_required = true, .apply = HOST_APPLY_LIVE,
-	  .help = "the most that all swap files there may be together" },
+	  .help = "the most that all swap files there may be together; those of all VMs count, started or "
+		  "not" },
 };
 const size_t keys_swap_count = ARRAY_LEN(keys_swap);

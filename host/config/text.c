@@ -39,7 +39,7 @@ bool key_is_text(const struct config_key *k)
 /* ---- for people ------------------------------------------------------------------------ */
 
 /* The largest unit that leaves no fraction, so that it reads back as it is. */
-static void format_size(uint64_t n, char *buf, size_t len)
+const char *size_exact(char *buf, size_t len, uint64_t n)
 {
 	static const char units[] = "KMGT";
 	int u = -1;
@@ -49,6 +49,7 @@ static void format_size(uint64_t n, char *buf, size_t len)
 		u++;
 	}
 	snprintf(buf, len, u < 0 ? "%" PRIu64 : "%" PRIu64 "%c", n, u < 0 ? 0 : units[u]);
+	return buf;
 }
 
 static const struct {
@@ -75,7 +76,7 @@ static void format_number(const struct config_key *k, uint64_t n, char *buf, siz
 {
 	switch (k->type) {
 	case KEY_SIZE:
-		format_size(n, buf, len);
+		size_exact(buf, len, n);
 		return;
 	case KEY_TIME:
 		format_time(n * k->unit, buf, len);

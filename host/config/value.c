@@ -179,21 +179,35 @@ static int read_choice(struct load *l, const struct value_at *at, const char *te
 
 /* ---- texts ---------------------------------------------------------------------------------- */
 
+/* "/a//b/./c/" to "/a/b/c", so that one file has one name; ".." is the file system's. */
+static void tidy(char *path)
+{
+	char *to = path;
+
+	for (const char *p = path; *p;) {
+		size_t n = strcspn(p + 1, "/") + 1; /* a slash and a name */
+
+		if (n > 1 && !(n == 2 && p[1] == '.')) {
+			memmove(to, p, n);
+			to += n;
+		}
+		p += n;
+	}
+	if (to == path)
+		*to++ = '/';
+	*to = '\0';
+}
+
 static const char *absolute(struct load *l, const char *text)
 {
-	size_t dir_len = strlen(l->dir), len = strlen(text);
-	char *path;
+	size_t size = strlen(l->dir) + 1 + strlen(text) + 1;
+	char *path = arena_alloc(l->arena, size);
 
-	if (text[0] == '/')
-		return text;
-	if (strncmp(text, "./", 2) == 0) {
-		text += 2;
-		len -= 2;
-	}
-	path = arena_alloc(l->arena, dir_len + 1 + len + 1);
 	l->errs.out_of_memory |= !path;
-	if (path)
-		snprintf(path, dir_len + 1 + len + 1, "%s/%s", l->dir, text);
+	if (!path)
+		return NULL;
+	snprintf(path, size, "%s%s%s", text[0] == '/' ? "" : l->dir, text[0] == '/' ? "" : "/", text);
+	tidy(path);
 	return path;
 }
 

@@ -160,7 +160,7 @@ static void check_order(struct load *l, const struct vm_item *v, const char *low
 		return;
 	p = vm_place(v, v->found[section_row(SECTION_VM, low)].key ? low : high, path);
 	error_add(&l->errs, &p, "%s is %s and %s is %s, expected %s not to be more than %s", low,
-		  size_format(a, sizeof(a), bytes[0]), high, size_format(b, sizeof(b), bytes[1]), low, high);
+		  size_exact(a, sizeof(a), bytes[0]), high, size_exact(b, sizeof(b), bytes[1]), low, high);
 }
 
 static void check_sizes(struct load *l, const struct vm_item *v, const struct host_vm *vm)
@@ -308,4 +308,5 @@ void vms_load(struct load *l, const struct item *defaults, const struct item *vm
 			return; /* an entry that is no mapping: said already */
 	order_load(l, &list);
 	clash_check(l, &list);
+	room_check(l);
 }

@@ -218,6 +218,25 @@ Test(hostconfig_values, percentage_of_defaults_is_of_each_vm)
 	host_config_destroy(&cfg);
 }
 
+Test(hostconfig_values, paths_have_one_name)
+{
+	static const struct { const char *text, *path; } paths[] = {
+		{ "/k", "/k" }, { "//a//b/./c/", "/a/b/c" }, { "a/./b", "/etc/brim/a/b" }, { "./k", "/etc/brim/k" },
+		{ "/", "/" }, { "/.", "/" }, { "../k", "/etc/brim/../k" }, { "/a/.b/..c", "/a/.b/..c" },
+		{ ".", "/etc/brim" },
+	};
+
+	for (size_t i = 0; i < ARRAY_LEN(paths); i++) {
+		struct host_config *cfg;
+		char text[128];
+
+		snprintf(text, sizeof(text), "vms: [{name: a, kernel: \"%s\"}]", paths[i].text);
+		cfg = parse(text);
+		cr_assert_str_eq(cfg->vms[0].kernel, paths[i].path, "%s", paths[i].text);
+		host_config_destroy(&cfg);
+	}
+}
+
 /* JSON's own rule is the one that counts: a description is JSON. */
 Test(hostconfig_values, variables_that_are_no_utf8_are_refused)
 {
