@@ -63,7 +63,10 @@ int put_member(json_t *o, const char *name, json_t *value)
 	inner = json_object_get(o, group);
 	if (!inner) {
 		inner = json_object();
-		json_object_set_new(o, group, inner);
+		if (json_object_set_new(o, group, inner)) {
+			json_decref(value);
+			return -1;
+		}
 	}
 	return json_object_set_new(inner, dot + 1, value);
 }
