@@ -444,6 +444,54 @@ Test(read, fault_on_a_page_being_read_joins_and_others_are_served_meanwhile)
 	box_close(&b);
 }
 
+static int cpu_of_all(void *ctx, uint32_t tid)
+{
+	return 0; /* so that everybody is a vCPU */
+}
+
+static uint64_t timed(unsigned from_bucket)
+{
+	uint64_t n = 0;
+
+	for (unsigned b = from_bucket; b < HIST_BUCKETS; b++)
+		n += atomic_load(&stat_values.histogram[HIST_fault_ns][b]);
+	return n;
+}
+
+#define LATE_US 70000u
+#define LATE_BUCKET 27u /* from 2^26 ns on, 67 ms */
+
+/* The one that began the read and one that joined it wait as long as the disk takes; one on a
+ * page in memory, meanwhile, does not, and waits of those that are no vCPU's are no stall. */
+Test(read, fault_on_disk_is_timed_until_its_page_is_there)
+{
+	static struct box b;
+	struct engine_config cfg = MANUAL;
+	struct toucher t[2];
+	uint64_t late = timed(LATE_BUCKET), all = timed(0), stall = counter_get(CTR_vcpu_stall_ns);
+
+	cfg.touchers.cpu_of = cpu_of_all;
+	box_open(&b, cfg);
+	fill(&b, 64);
+	push_out(&b, 64);
+	cr_assert(move_page(&b, 5));
+	gate_is_shut = true;
+	for (int i = 0; i < 2; i++)
+		touch_start(&t[i], &b, 5);
+	wait_for(CTR_engine_disk_joined, 1);
+	cr_assert(has(&b, 20));
+	usleep(LATE_US);
+	gate_is_shut = false;
+	for (int i = 0; i < 2; i++)
+		pthread_join(t[i].thread, NULL);
+	box_close(&b); /* who counts has ended */
+	cr_assert_eq(timed(LATE_BUCKET) - late, 2);
+	cr_assert_geq(timed(0) - all, 3);
+	stall = counter_get(CTR_vcpu_stall_ns) - stall;
+	cr_assert(stall >= 2 * LATE_US * 1000ull && stall < 60ull * 1000000000, "%lu ns",
+		  (unsigned long)stall);
+}
+
 Test(read, page_being_read_does_not_move)
 {
 	static struct box b;

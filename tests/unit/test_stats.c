@@ -138,8 +138,11 @@ static void *write_gauges(void *arg)
 
 	for (uint64_t i = 1; !*stop; i++) {
 		stats_begin();
-		for (unsigned g = GAUGE_memory_bytes; g < GAUGE_COUNT_; g++)
+		for (unsigned g = GAUGE_memory_bytes; g < GAUGE_COUNT_; g++) {
+			if (i % 4 == 0 && g == GAUGE_COUNT_ / 2)
+				usleep(50); /* so that it is seen halfway */
 			gauge_set((enum gauge)g, i);
+		}
 		stats_end();
 		usleep(20);
 	}
