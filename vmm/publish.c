@@ -49,20 +49,18 @@ uint64_t resident_guess(struct resident_guess *g, const struct resident_seen *s)
 	return s->anon_bytes > others ? s->anon_bytes - others : 0;
 }
 
-/* Of the process: anonymous memory, and all.  0 where the kernel does not say. */
-static uint64_t own_memory(int statm_fd, uint64_t *rss_bytes)
+/* The process's anonymous memory; 0 where the kernel does not say. */
+static uint64_t anon_bytes(int statm_fd)
 {
 	unsigned long size, rss = 0, shared = 0;
 	char text[128];
 	ssize_t n = pread(statm_fd, text, sizeof(text) - 1, 0);
 
-	*rss_bytes = 0;
 	if (n <= 0)
 		return 0;
 	text[n] = '\0';
 	if (sscanf(text, "%lu %lu %lu", &size, &rss, &shared) != 3 || shared > rss)
 		return 0;
-	*rss_bytes = rss * PAGE_BYTES;
 	return (rss - shared) * PAGE_BYTES;
 }
 
@@ -213,17 +211,16 @@ static void set_vm(const struct vmm *vmm)
 
 static uint64_t set_resident(struct publish *p, const struct engine_stats *s)
 {
-	uint64_t rss, away = (s->staged_pages << PAGE_SHIFT) + s->tier_bytes, resident, guests;
-	struct resident_seen seen = { .anon_bytes = own_memory(p->statm_fd, &rss),
+	uint64_t away = (s->staged_pages << PAGE_SHIFT) + s->tier_bytes, resident, guests;
+	struct resident_seen seen = { .anon_bytes = anon_bytes(p->statm_fd),
 				      .away_bytes = away, .present_bytes = s->present_pages << PAGE_SHIFT,
 				      .passes = counter_get(CTR_engine_passes) };
 
 	resident = resident_guess(&p->resident, &seen);
 	if (resident > p->vmm->cfg.memory_bytes)
 		resident = p->vmm->cfg.memory_bytes;
-	/* what is mapped from the store is in `rss`, and nobody's own */
-	guests = resident + away + (s->shared_pages << PAGE_SHIFT);
-	gauge_set(GAUGE_vmm_bytes, rss > guests ? rss - guests : 0);
+	guests = resident + away;
+	gauge_set(GAUGE_vmm_bytes, seen.anon_bytes > guests ? seen.anon_bytes - guests : 0);
 	return resident;
 }
 
@@ -272,13 +269,12 @@ static void on_timer(void *arg, unsigned events)
 static int start(struct publish *p, const char *path, struct err *e)
 {
 	const struct itimerspec every = { { PERIOD_S, 0 }, { PERIOD_S, 0 } };
-	uint64_t rss;
 	int rc;
 
 	p->statm_fd = open("/proc/self/statm", O_RDONLY | O_CLOEXEC);
 	if (p->statm_fd < 0)
 		return err_sys(e, -errno, "statistics: /proc/self/statm");
-	p->resident.rest_bytes = own_memory(p->statm_fd, &rss);
+	p->resident.rest_bytes = anon_bytes(p->statm_fd);
 	p->timer_fd = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
 	if (p->timer_fd < 0)
 		return err_sys(e, -errno, "statistics: a timer");
