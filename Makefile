@@ -127,6 +127,8 @@ $(BUILD)/bench/%: $(BUILD)/obj/bench/%.o $(call obj,$(BLIB_SRC)) $(HOSTLIB) $(VM
 	$(if $(Q),@echo "  LD    $@")
 	$(Q)$(CC) $(LDFLAGS_BRIM) $(LDFLAGS) -o $@ $^ $(LIBS_HOST) $(LIBS_VMM) $(LIBS_LIB)
 
+$(BUILD)/bench/bench_api: $(call obj,tests/lib/fakesnap.c)
+
 $(BUILD)/bench/oracle: $(call obj,$(BTOOL_SRC) bench/oracle.c) $(LIB)
 	@mkdir -p $(@D)
 	$(if $(Q),@echo "  LD    $@")

@@ -24,64 +24,65 @@
 
 #include "host/api/internal.h"
 
-#define GROUPS_MAX 4096u
+#define GROUPS_MAX 1024u
 
 /* ---- tokens ----------------------------------------------------------------------------- */
 
-static int token_take(struct token *t, const char *text, size_t len, const char *path,
-		      struct err *e)
+static int token_take(struct token *t, const char *text, size_t len, struct err *e)
 {
 	while (len > 0 && (text[len - 1] == '\n' || text[len - 1] == '\r'))
 		len--;
 	if (len < API_TOKEN_MIN || len > API_TOKEN_MAX)
-		return err_set(e, -EINVAL, "token file %s: a token has %u to %u characters, this "
-			       "has %s", path, API_TOKEN_MIN, API_TOKEN_MAX,
-			       len < API_TOKEN_MIN ? "fewer" : "more");
+		return err_set(e, -EINVAL, "a token has %u to %u characters, this has %s", API_TOKEN_MIN,
+			       API_TOKEN_MAX, len < API_TOKEN_MIN ? "fewer" : "more");
 	for (size_t i = 0; i < len; i++)
 		if (text[i] <= ' ' || text[i] > '~')
-			return err_set(e, -EINVAL, "token file %s: only printable ASCII without "
-				       "spaces, in one line", path);
+			return err_set(e, -EINVAL, "only printable ASCII without spaces, in one line");
 	memcpy(t->text, text, len);
 	t->is_set = true;
 	return 0;
 }
 
-static int check_token_file(int fd, const char *path, struct err *e)
+static int check_token_file(int fd, struct err *e)
 {
 	struct stat st;
 
 	if (fstat(fd, &st) < 0)
-		return err_sys(e, -errno, "token file %s", path);
+		return err_sys(e, -errno, "it cannot be looked at");
 	if (!S_ISREG(st.st_mode))
-		return err_set(e, -EINVAL, "token file %s: not a file", path);
+		return err_set(e, -EINVAL, "not a file");
 	if (st.st_uid != 0 && st.st_uid != geteuid())
-		return err_set(e, -EACCES, "token file %s: it belongs to another user", path);
+		return err_set(e, -EACCES, "it belongs to another user");
 	if (st.st_mode & 077)
-		return err_set(e, -EACCES, "token file %s: others may read or write it; chmod 600 "
-			       "it", path);
+		return err_set(e, -EACCES, "others may read or write it; chmod 600 it");
 	return 0;
+}
+
+static int read_token_file(struct token *t, int fd, struct err *e)
+{
+	char text[API_TOKEN_MAX + 3];
+	int rc = check_token_file(fd, e);
+	ssize_t n;
+
+	if (rc)
+		return rc;
+	n = read(fd, text, sizeof(text));
+	rc = n < 0 ? err_sys(e, -errno, "it cannot be read") : token_take(t, text, (size_t)n, e);
+	OPENSSL_cleanse(text, sizeof(text));
+	return rc;
 }
 
 int token_read(struct token *t, const char *path, struct err *e)
 {
-	char text[API_TOKEN_MAX + 3];
-	int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
-	ssize_t n = 0;
-	int rc;
+	int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY), rc;
+	struct err why;
 
 	*t = (struct token){ 0 };
 	if (fd < 0)
 		return err_sys(e, -errno, "token file %s", path);
-	rc = check_token_file(fd, path, e);
-	if (!rc) {
-		n = read(fd, text, sizeof(text));
-		rc = n < 0 ? err_sys(e, -errno, "token file %s", path) : 0;
-	}
+	rc = read_token_file(t, fd, &why);
 	close(fd);
-	if (!rc)
-		rc = token_take(t, text, (size_t)n, path, e);
-	OPENSSL_cleanse(text, sizeof(text));
-	return rc;
+	return rc ? err_set(e, rc, "token file %s: %s", path, why.msg) : 0;
 }
 
 /* Takes as long whatever the text, and however much of it is right. */
@@ -108,7 +109,7 @@ static const char *bearer(const char *authorization)
 static bool peer_in_group(int fd, gid_t gid)
 {
 #ifdef SO_PEERGROUPS
-	static gid_t groups[GROUPS_MAX];
+	gid_t groups[GROUPS_MAX]; /* who is in more is not looked for */
 	socklen_t len = sizeof(groups);
 
 	if (getsockopt(fd, SOL_SOCKET, SO_PEERGROUPS, groups, &len) < 0)

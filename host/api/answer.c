@@ -20,6 +20,7 @@
 
 #define JSON_TYPE "application/json"
 #define MS_NS ((uint64_t)1000000)
+#define SECOND_LOOK_NS (20 * MS_NS) /* names that are nobody's are cheap to ask for */
 
 static uint64_t clock_s(void)
 {
@@ -125,12 +126,12 @@ static const json_t *find_vm(const json_t *snapshot, const char *name)
 	return NULL;
 }
 
-/* One that was started just now may be in no snapshot yet. */
+/* One that was started just now may not be in the snapshot yet. */
 static const json_t *get_vm(struct api *api, const char *name)
 {
 	const json_t *vm = find_vm(snapshot_fresh(api), name);
 
-	return vm ? vm : find_vm(snapshot_get(api, 0), name);
+	return vm ? vm : find_vm(snapshot_get(api, SECOND_LOOK_NS), name);
 }
 
 /* ---- reading ---------------------------------------------------------------------------- */

@@ -46,7 +46,8 @@ struct api_ops {
 	json_t *(*snapshot)(void *ctx);
 	/* Carries out a command (see docs/api.md for verbs and their arguments, in which "vm"
 	 * is a VM of the snapshot).  0 with *result set or left NULL, -errno with a sentence;
-	 * or -EINPROGRESS after api_ticket(), and api_finish() later.  Must not wait. */
+	 * or -EINPROGRESS after api_ticket(), and api_finish() after it returned.  Must not
+	 * wait. */
 	int (*command)(void *ctx, const char *verb, const json_t *args, json_t **result,
 		       struct err *e);
 	void *ctx;

@@ -173,17 +173,35 @@ static void add_host(struct text *t, const json_t *host)
 
 struct series {
 	const json_t *vm;
-	size_t label, label_len; /* in the text of labels: {vm="NAME"} */
+	size_t label, label_len; /* in labels */
 };
 
-static void add_vm_metric(struct text *t, const struct metric *m, const struct series *s, size_t n,
-			  const char *labels)
+struct vm_series {
+	struct series *of; /* each VM */
+	size_t count;
+	struct text labels; /* {vm="NAME"} of each */
+};
+
+static void series_init(struct vm_series *s, const json_t *vms)
+{
+	*s = (struct vm_series){ .count = json_array_size(vms) };
+	s->of = calloc(s->count + 1, sizeof(*s->of));
+	for (size_t i = 0; s->of && i < s->count; i++) {
+		s->of[i].vm = json_array_get(vms, i);
+		s->of[i].label = s->labels.len;
+		add_label(&s->labels, "{vm", json_object_get(s->of[i].vm, "name"));
+		text_str(&s->labels, "}");
+		s->of[i].label_len = s->labels.len - s->of[i].label;
+	}
+}
+
+static void add_vm_metric(struct text *t, const struct metric *m, const struct vm_series *s)
 {
 	size_t name_len = strlen(m->name);
 	bool has_head = false;
 
-	for (size_t i = 0; i < n; i++) {
-		const json_t *v = json_object_get(s[i].vm, m->key);
+	for (size_t i = 0; i < s->count; i++) {
+		const json_t *v = json_object_get(s->of[i].vm, m->key);
 
 		if (!json_is_number(v))
 			continue;
@@ -191,46 +209,40 @@ static void add_vm_metric(struct text *t, const struct metric *m, const struct s
 			add_head(t, m->name, "gauge", m->help);
 		has_head = true;
 		text_add(t, m->name, name_len);
-		text_add(t, labels + s[i].label, s[i].label_len);
+		text_add(t, s->labels.data + s->of[i].label, s->of[i].label_len);
 		add_value(t, v, m->scale);
 	}
 }
 
-static void add_infos(struct text *t, const struct series *s, size_t n)
+static void add_infos(struct text *t, const struct vm_series *s)
 {
-	if (n)
+	if (s->count)
 		add_head(t, "brim_vm_info", "gauge", "1 for each VM, with its state and share group");
-	for (size_t i = 0; i < n; i++) {
+	for (size_t i = 0; i < s->count; i++) {
+		const json_t *vm = s->of[i].vm;
+
 		text_str(t, "brim_vm_info{");
-		add_label(t, "vm", json_object_get(s[i].vm, "name"));
-		add_label(t, ",state", json_object_get(s[i].vm, "state"));
-		add_label(t, ",share_group", json_object_get(s[i].vm, "share_group"));
+		add_label(t, "vm", json_object_get(vm, "name"));
+		add_label(t, ",state", json_object_get(vm, "state"));
+		add_label(t, ",share_group", json_object_get(vm, "share_group"));
 		text_str(t, "} 1\n");
 	}
 }
 
 static void add_vms(struct text *t, const json_t *vms)
 {
-	size_t n = json_array_size(vms);
-	struct series *s = calloc(n + 1, sizeof(*s));
-	struct text labels = { 0 };
+	struct vm_series s;
 
-	for (size_t i = 0; s && i < n; i++) {
-		s[i].vm = json_array_get(vms, i);
-		s[i].label = labels.len;
-		add_label(&labels, "{vm", json_object_get(s[i].vm, "name"));
-		text_str(&labels, "}");
-		s[i].label_len = labels.len - s[i].label;
-	}
-	if (!s || labels.failed) {
+	series_init(&s, vms);
+	if (!s.of || s.labels.failed) {
 		t->failed = true;
 	} else {
-		add_infos(t, s, n);
+		add_infos(t, &s);
 		for (size_t i = 0; i < ARRAY_LEN(vm_metrics); i++)
-			add_vm_metric(t, &vm_metrics[i], s, n, labels.data);
+			add_vm_metric(t, &vm_metrics[i], &s);
 	}
-	text_fini(&labels);
-	free(s);
+	text_fini(&s.labels);
+	free(s.of);
 }
 
 /* ---- this process ----------------------------------------------------------------------- */

@@ -11,7 +11,7 @@
 
 static const char *const hostile_names[] = {
 	"<img src=x onerror=hurt()>", "\"'`><script>hurt()</script>", "a\\b\"c\nd", "web/../1",
-	"\xe2\x80\xae" "desrever", "{{7*7}}", "&lt;b&gt;", "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",
+	"\xe2\x80\xae_desrever", "{{7*7}}", "&lt;b&gt;", "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",
 };
 
 static const char *const kinds[] = { "web", "db", "build", "cache", "mail", "ci", "desk", "log" };
