@@ -376,6 +376,7 @@ uint64_t listener_due_ns(const struct listener *l)
 
 /* ---- made and ended --------------------------------------------------------------------- */
 
+__attribute__((format(printf, 2, 0)))
 static void on_log(void *cls, const char *fmt, va_list ap)
 {
 	static struct log_limit limit;

@@ -17,7 +17,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 #define LINES 10u
 
 static const char *const pieces[] = {
-	"/v1", "/vms", "/web-1", "/db-1", "/limit", "/balloon", "/reclaim", "/set", "/pause", "/kill", "/up", "/host",
+	"/v1", "/vms", "/web-2", "/db-2", "/limit", "/balloon", "/reclaim", "/set", "/pause", "/kill", "/up", "/host",
 	"/history", "/metrics", "/openapi.json", "/snapshot", "%2f", "%00", "%", "%41", "..", "GET", "POST", "PUT",
 	"HEAD", "localhost", "127.0.0.1", "[::1]", ":80", "http://", "https://", "Bearer ", TOKEN, "evil.example",
 	"same-origin", "cross-site", "application/json", "{\"limit_bytes\":", "{\"target_bytes\":", "{\"bytes\":",
@@ -26,7 +26,7 @@ static const char *const pieces[] = {
 };
 
 static struct api api;
-static struct fakesnap fake = { .vms = 8, .time_s = 5, .hostile = true };
+static struct fakesnap fake = { .vms = 12, .time_s = 5, .hostile = true };
 static bool allowed; /* what this request may do at most */
 
 static json_t *snapshot(void *ctx)
