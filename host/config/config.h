@@ -112,6 +112,7 @@ struct host_vm {
 	uint64_t shares;
 	const char *share_group;
 	uint64_t share_cpu_pct; /* of one CPU */
+	uint64_t share_pace;    /* pages a second; 0: no bound */
 
 	uint64_t balloon_floor_bytes; /* the guest keeps so much of its memory, whatever is asked */
 	bool balloon_reporting, balloon_hinting, balloon_poison, balloon_deflate_on_oom;

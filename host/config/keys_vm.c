@@ -129,6 +129,9 @@ const struct config_key keys_vm[] = {
 	{ .name = "share_cpu", .type = KEY_PCT, AT(share_cpu_pct), .unit = 10000, .min = 1, .max = 100,
 	  .def = "10%", RESTART, .json = "share.cpu_pct",
 	  .help = "of one CPU, the most that looking for equal pages may take" },
+	{ .name = "share_pace", .type = KEY_UINT, AT(share_pace), .max = VM_SHARE_PACE_MAX,
+	  .zero = "none", .def = "none", RESTART, .json = "share.pages_per_s",
+	  .help = "pages a second looked at for that, at most" },
 
 	{ .name = "autostart", .type = KEY_BOOL, AT(autostart), .def = "on", LIVE,
 	  .help = "start it with the host's configuration" },

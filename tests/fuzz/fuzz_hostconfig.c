@@ -21,7 +21,7 @@ static const char *const pieces[] = {
 	"count: ", "count: 3\n    ", "cpus: ", "kernel: ", "initrd: ", "cmdline: ", "append: ", "disks: [", "disks: [{path: ",
 	"readonly: on", "serial: ", "nets: [", "nets: [{tap: ", "mac: \"52:54:00:12:34:56\"", "hugepages: ",
 	"swap: {", "path: ", "size: ", "encrypt: ", "balloon: {", "floor: ", "reporting: ", "stats_interval: ",
-	"pool: {", "cap: ", "delta: ", "share_group: ", "share_cpu: ", "autostart: ", "after: ", "after: [a, b]",
+	"pool: {", "cap: ", "delta: ", "share_group: ", "share_cpu: ", "share_pace: ", "autostart: ", "after: ", "after: [a, b]",
 	"restart: ", "restart_delay: ", "restart_tries: ", "stop_timeout: ", "swap: [{dir: /s, size: 1G}]",
 	"reserve: ", "scan_cpu: ", "sharing: {", "store_size: ", "api: {", "listen: ", "idle_tax: ", "clear_enter: ",
 	"clear_leave: ", "balloon_from: ", "period: ", "refault: ", "1G", "2M", "64M", "4G", "50%", "100%", "0",
