@@ -250,6 +250,27 @@ Test(policy, means_limit_that_is_not_met_is_left_to_others)
 	box_close(&b);
 }
 
+/* Nobody else is there: it is not pressed ever further for that. */
+Test(policy, means_limit_that_is_not_met_goes_back)
+{
+	struct box b;
+
+	box_open(&b, 1);
+	b.vm[0].memory_bytes = 16 * GiB;
+	box_uses(&b, 0, 15 * GiB, 3 * GiB);
+	box_step(&b, 1000);
+	cr_assert_lt(b.out[0].limit_bytes, 15 * GiB);
+	for (unsigned i = 0; i < 30; i++)
+		box_step(&b, 1000);
+	cr_assert_geq(b.plan.state, POLICY_SOFT);
+	cr_assert_geq(b.out[0].limit_bytes, 15 * GiB);
+	/* more of it is cold now: worth another try */
+	box_uses(&b, 0, 15 * GiB, 2 * GiB);
+	box_step(&b, 1000);
+	cr_assert_lt(b.out[0].limit_bytes, 15 * GiB);
+	box_close(&b);
+}
+
 /* ---- feedback ------------------------------------------------------------------------------ */
 
 static void one_is_taken_from(struct box *b)
