@@ -90,6 +90,7 @@ static void cold(const struct stats_view *v, struct policy_vm_view *out)
 		GAUGE_cold8_bytes, GAUGE_cold16_bytes, GAUGE_cold32_bytes,
 	};
 
+	out->passes = v->counter[CTR_engine_passes];
 	out->cold_known = view_gauge(v, GAUGE_engine) && v->counter[CTR_engine_passes] > 0;
 	for (unsigned i = 0; i < POLICY_COLDS; i++)
 		out->cold_bytes[i] = bounded(v, of[i], out->memory_bytes);

@@ -46,6 +46,8 @@ struct past {
 	uint64_t refaults, stall_us, swap_in_bytes, major_faults;
 	uint64_t held_bytes;
 
+	uint64_t passes, pass_ms, no_pass_ms; /* time between two, and since the last */
+
 	/* averages */
 	uint64_t active_slow_bytes, active_fast_bytes;
 	uint64_t refault_fast, refault_slow; /* pages a minute */

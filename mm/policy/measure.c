@@ -71,10 +71,29 @@ static uint64_t a_minute(uint64_t n, uint64_t dt_ms)
 	return scaled(n, MINUTE_MS, dt_ms);
 }
 
-/* Not written for idle_after_ms; where the passes do not reach so far, for 32 of them. */
-static uint64_t idle_bytes(const struct step *s, const struct policy_vm_view *v)
+/* Time between passes, which an engine makes as it needs them.  Ages are in passes of all the
+ * time before: one that speeds up is believed at once, so that what is called idle is at least
+ * so long, and one that slows down only as the ages are made of it. */
+static uint64_t pass_ms(const struct step *s, const struct now *w)
 {
-	uint64_t passes = v->pass_ms ? s->c.idle_after_ms / v->pass_ms : UINT64_MAX;
+	struct past *p = w->past;
+	uint64_t n = since(&p->passes, w->v.passes), each;
+
+	p->no_pass_ms += s->dt_ms;
+	if (n > 0 && !p->is_new) {
+		each = most(p->no_pass_ms / n, 1);
+		p->pass_ms = p->pass_ms && each > p->pass_ms
+				     ? smooth(p->pass_ms, each, s->dt_ms, s->c.idle_after_ms) : each;
+		p->no_pass_ms = 0;
+	}
+	return w->v.pass_ms ? w->v.pass_ms : p->pass_ms;
+}
+
+/* Not written for idle_after_ms; where the passes do not reach so far, for 32 of them. */
+static uint64_t idle_bytes(const struct step *s, const struct now *w)
+{
+	const struct policy_vm_view *v = &w->v;
+	uint64_t each = pass_ms(s, w), passes = each ? s->c.idle_after_ms / each : UINT64_MAX;
 	unsigned i = 0;
 
 	if (!v->cold_known)
@@ -151,7 +170,7 @@ void measure_vm(struct step *s, struct now *w)
 	w->saved_ppm = SAVED_DEFAULT_PPM;
 	if (v->packed_bytes >= POOL_SAYS_BYTES)
 		w->saved_ppm = within(less(PPM, scaled(v->pool_bytes, PPM, v->packed_bytes)), 10 * PCT, 90 * PCT);
-	w->idle = idle_bytes(s, v);
+	w->idle = idle_bytes(s, w);
 	means_watch(s, w);
 	measure_working_set(s, w);
 	measure_pain(s, w);

@@ -173,7 +173,8 @@ struct policy_vm_view {
 	/* measured by the VM's own process */
 	bool cold_known;
 	uint64_t cold_bytes[POLICY_COLDS]; /* of resident, not written for that many passes */
-	uint64_t pass_ms;                  /* between two; 0: not known */
+	uint64_t pass_ms;                  /* between two; 0: not known, then `passes` tell */
+	uint64_t passes;                   /* since start */
 	uint64_t refaults_staged, refaults_packed, refaults_stored, refaults_disk; /* pages, since start */
 	uint64_t stall_us; /* vCPU time spent waiting for memory, since start, all vCPUs */
 	uint64_t cpus;

@@ -44,7 +44,7 @@ static const struct field vm_configured[] = {
 static const struct field vm_measured[] = {
 	VM(id), VM(limit_now_bytes), VM(balloon_target_bytes), VM(resident_bytes), VM(staged_bytes),
 	VM(pool_bytes), VM(packed_bytes), VM(filled_bytes), VM(shared_bytes), VM(disk_bytes),
-	VM(ballooned_bytes), VM(untouched_bytes), VM(overhead_bytes), VM(pass_ms),
+	VM(ballooned_bytes), VM(untouched_bytes), VM(overhead_bytes), VM(pass_ms), VM(passes),
 	VM(refaults_staged), VM(refaults_packed), VM(refaults_stored), VM(refaults_disk), VM(stall_us),
 };
 

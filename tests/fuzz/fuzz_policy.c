@@ -51,7 +51,7 @@ static void vm(struct input *in, struct policy_vm_view *v, unsigned i)
 		.filled_bytes = amount(in, memory), .shared_bytes = amount(in, memory),
 		.disk_bytes = amount(in, memory), .ballooned_bytes = amount(in, memory),
 		.untouched_bytes = amount(in, memory), .overhead_bytes = amount(in, memory),
-		.cold_known = flags & 256, .pass_ms = amount(in, 1000),
+		.cold_known = flags & 256, .pass_ms = amount(in, 1000), .passes = amount(in, 1000),
 		.refaults_packed = amount(in, 1000000), .refaults_stored = amount(in, 1000000),
 		.refaults_disk = amount(in, 1000000), .stall_us = amount(in, 10000000),
 		.cpus = amount(in, 64),

@@ -271,6 +271,33 @@ Test(policy, means_limit_that_is_not_met_goes_back)
 	box_close(&b);
 }
 
+/* Ages are told in passes, which an engine makes when it needs them. */
+Test(policy, measure_idle_is_by_time_however_often_passes_are)
+{
+	struct box b;
+
+	box_open(&b, 1);
+	box_uses(&b, 0, 8 * GiB, 2 * GiB);
+	b.vm[0].pass_ms = 0;
+	b.vm[0].cold_bytes[5] = GiB; /* few passes ago, 6 GiB were cold; 32 ago, one */
+	box_step(&b, 1000);
+	cr_assert_geq(b.out[0].working_set_bytes, 7 * GiB); /* not known: the most careful */
+	/* ten a second: 32 are 3 s, and no more can be told */
+	for (unsigned i = 0; i < 300; i++) {
+		b.vm[0].passes += 10;
+		box_step(&b, 1000);
+	}
+	cr_assert_geq(b.out[0].working_set_bytes, 7 * GiB);
+	/* one in 4 s: 8 of them are as long as it takes to be idle */
+	for (unsigned i = 0; i < 600; i++) {
+		b.vm[0].passes += i % 4 == 0;
+		box_step(&b, 1000);
+		cr_assert(i > 8 || b.out[0].working_set_bytes >= 7 * GiB);
+	}
+	cr_assert_leq(b.out[0].working_set_bytes, 3 * GiB);
+	box_close(&b);
+}
+
 /* ---- feedback ------------------------------------------------------------------------------ */
 
 static void one_is_taken_from(struct box *b)
