@@ -44,6 +44,7 @@ int cmd_top(const struct invocation *in)
 {
 	const struct args *a = in->args;
 	struct top_screen_config cfg = { .interval_s = a->interval_s };
+	uint64_t leave_brimd = 0;
 	struct top t;
 	struct err e;
 	int rc;
@@ -57,6 +58,7 @@ int cmd_top(const struct invocation *in)
 	rc = top_init(&t, &e);
 	if (rc)
 		return cli_fail(&e);
+	t.daemon = (struct top_daemon){ .fill = top_ask_brimd, .ctx = &leave_brimd };
 	t.sort = a->sort;
 	t.is_reversed = a->reverse;
 	if (a->filter)

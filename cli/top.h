@@ -3,6 +3,7 @@
  *
  *   topdata.c    samples: the VMs of the run directory, each from its file of statistics
  *                (stats/shm.h), and the host from /proc
+ *   topbrimd.c   what only brimd knows
  *   toptable.c   THE table of columns; order, filter, what a cell says
  *   topbatch.c   samples as text, JSON or CSV
  *   topscreen.c  the screen; topgraph.c a VM's history on it
@@ -37,6 +38,7 @@ struct top_vm {
 	/* by brimd, where has_policy */
 	bool has_policy;
 	uint64_t reservation_bytes, shares;
+	char reason[160]; /* why it has what it has, "" where nobody says */
 	struct top_point history[TOP_HISTORY];
 	size_t points; /* ever; the last is history[(points - 1) % TOP_HISTORY] */
 };
@@ -79,9 +81,13 @@ int top_init(struct top *t, struct err *e);
 void top_fini(struct top *t);
 /* VMs that are gone are forgotten, new ones found, all read. */
 int top_sample(struct top *t, struct err *e);
+struct top_vm *top_find(const struct top *t, const char *name); /* or NULL */
 uint64_t vm_shared_bytes(const struct stats_view *v);
 /* As in the API (docs/api.md), and `time_s`. */
 json_t *top_json(const struct top *t);
+
+/* topbrimd.c: fills in a struct top_daemon's part; ctx is a uint64_t of 0 for its use. */
+void top_ask_brimd(void *ctx, struct top *t);
 
 /* toptable.c */
 enum top_unit { TOP_NAME, TOP_STATE, TOP_SIZE, TOP_COUNT, TOP_RATIO, TOP_PCT, TOP_TIME };

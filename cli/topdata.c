@@ -136,7 +136,7 @@ static void sample_vm(struct top_vm *vm, const struct vm_paths *p)
 
 /* ---- all of them --------------------------------------------------------------------------- */
 
-static struct top_vm *find(const struct top *t, const char *name)
+struct top_vm *top_find(const struct top *t, const char *name)
 {
 	for (size_t i = 0; i < t->vm_count; i++)
 		if (strcmp(t->vms[i]->name, name) == 0)
@@ -146,7 +146,7 @@ static struct top_vm *find(const struct top *t, const char *name)
 
 static struct top_vm *find_or_add(struct top *t, const char *name)
 {
-	struct top_vm *vm = find(t, name), **grown;
+	struct top_vm *vm = top_find(t, name), **grown;
 
 	if (vm)
 		return vm;
@@ -201,6 +201,7 @@ int top_sample(struct top *t, struct err *e)
 			continue;
 		vm->is_seen = true;
 		vm->has_policy = false;
+		vm->reason[0] = '\0';
 		sample_vm(vm, &p);
 	}
 	rundir_list_free(&names, count);

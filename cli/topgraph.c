@@ -71,6 +71,8 @@ static void title(const struct top_vm *vm, int y, size_t from)
 	       size_short(res, sizeof(res), (double)p->resident_bytes), m.used,
 	       size_short(ws, sizeof(ws), (double)p->working_set_bytes), (double)p->refaults_per_s,
 	       (double)worst(vm, from));
+	if (vm->reason[0])
+		printw("  %s", vm->reason);
 }
 
 void top_graph(const struct top_vm *vm, int y, int height, int width)

@@ -120,7 +120,7 @@ static void draw_head(const struct screen *s)
 	printw("  %zu VMs, %zu running", s->t->vm_count, h->running);
 	draw_pressure(s);
 	if (h->state[0])
-		printw("  state %s  %s", h->state, h->reason);
+		printw("  %s%s", h->reason[0] ? "" : "state ", h->reason[0] ? h->reason : h->state);
 	if (s->frozen)
 		addstr("  (frozen: space goes on)");
 	mvprintw(1, 0, "assigned %s on %s (%.0f%%)  VMs take %s  %s available",
