@@ -19,6 +19,7 @@
 struct metric {
 	const char *name, *key, *help;
 	double scale; /* 0: 1, and an integer stays one */
+	bool is_counter;
 };
 
 static const struct metric host_metrics[] = {
@@ -52,6 +53,13 @@ static const struct metric vm_metrics[] = {
 	{ "brim_vm_refaults_per_second", "refaults_per_s", "pages a second that were away and were touched" },
 	{ "brim_vm_fault_latency_p99_seconds", "fault_p99_us",
 	  "time that 99 in 100 such touches waited at most", 1e-6 },
+	{ "brim_vm_held_bytes", "held_bytes", "host memory that the guest's memory costs" },
+	{ "brim_vm_overhead_bytes", "overhead_bytes", "host memory of the VM beside its guest's memory" },
+	{ "brim_vm_balloon_target_bytes", "balloon_target_bytes", "memory the guest is asked to give up" },
+	{ "brim_vm_refault_contract_missed_seconds_total", "refault_missed_ms",
+	  "time in which more of the working set was touched while away than is promised", 1e-3, true },
+	{ "brim_vm_stall_contract_missed_seconds_total", "stall_missed_ms",
+	  "time in which the VM waited for memory more than is promised", 1e-3, true },
 	{ "brim_vm_stall_ratio", "stall_pct", "share of time in which the VM waited for memory", 0.01 },
 };
 
@@ -206,7 +214,7 @@ static void add_vm_metric(struct text *t, const struct metric *m, const struct v
 		if (!json_is_number(v))
 			continue;
 		if (!has_head)
-			add_head(t, m->name, "gauge", m->help);
+			add_head(t, m->name, m->is_counter ? "counter" : "gauge", m->help);
 		has_head = true;
 		text_add(t, m->name, name_len);
 		text_add(t, s->labels.data + s->of[i].label, s->of[i].label_len);

@@ -78,9 +78,10 @@ static json_t *vm_json(const struct fakesnap *f, unsigned i)
 	struct places p = places_of(f, i);
 	double b = busy(f, i);
 	char name[64];
+	json_t *j;
 
 	fakesnap_name(f, i, name);
-	return json_pack(
+	j = json_pack(
 		"{s:s,s:s,s:i,s:I,s:I,s:I,s:i,s:s,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:f,s:i,s:f,s:o}",
 		"name", name, "state", i == 0 && f->state ? f->state : "running", "pid", 1000 + (int)i,
 		"memory_bytes", (json_int_t)VM_BYTES, "reservation_bytes", (json_int_t)(2 * GiB),
@@ -92,6 +93,12 @@ static json_t *vm_json(const struct fakesnap *f, unsigned i)
 		"ballooned_bytes", p.ballooned, "untouched_bytes", p.untouched, "refaults_per_s",
 		b > 0.6 ? 900 * (b - 0.6) : 0.0, "fault_p99_us", 12 + (int)(60 * b), "stall_pct",
 		b > 0.8 ? 0.3 * (b - 0.8) : 0.0, "reasons", reasons(f, i));
+	json_object_set_new(j, "held_bytes", json_integer(p.resident + p.staged + p.packed / 3));
+	json_object_set_new(j, "overhead_bytes", json_integer((json_int_t)(40 * MiB)));
+	json_object_set_new(j, "balloon_target_bytes", json_integer(p.ballooned));
+	json_object_set_new(j, "refault_missed_ms", json_integer(b > 0.8 ? 12500 : 0));
+	json_object_set_new(j, "stall_missed_ms", json_integer(0));
+	return j;
 }
 
 static void add(struct places *sum, const struct places *p)
