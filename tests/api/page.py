@@ -39,6 +39,15 @@ CONTRAST = """(() => {
 })()"""
 
 
+# What of a section reaches beyond its padding.
+STICKS_OUT = """[...document.querySelectorAll('section')].flatMap(s => {
+  const edge = s.getBoundingClientRect().right - parseFloat(getComputedStyle(s).paddingRight) + 1;
+  return [...s.querySelectorAll('p, td, dd, li, span, button, input, select, .stack')]
+    .filter(e => e.getClientRects().length && e.getBoundingClientRect().right > edge)
+    .map(e => e.tagName + '.' + e.className + ' ' + e.textContent.slice(0, 30));
+})"""
+
+
 class Browser:
     """Chromium on a pipe, with one page at a time."""
 
@@ -281,6 +290,7 @@ def page_phone_width_fits(b, host, shots):
         for dark in (False, True):
             b.dark(dark)
             check(b.js("document.documentElement.scrollWidth <= innerWidth"), "it must be scrolled sideways")
+            check(b.js(STICKS_OUT) == [], f"sticks out of its box: {b.js(STICKS_OUT)}")
             check(b.js(CONTRAST) == [], f"faint text, dark {dark}: {b.js(CONTRAST)}")
             b.shot(f"{shots}/narrow-{'dark' if dark else 'light'}.png")
 
