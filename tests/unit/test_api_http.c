@@ -24,7 +24,7 @@
 #define TOKEN "0123456789abcdef0123456789abcdef0123456789abcdef"
 #define CONNECTIONS 8u
 #define PATIENCE_NS ((uint64_t)20000000000)
-#define TURN_NS ((uint64_t)2000000000) /* a turn never waits; under sanitizers it is slow */
+#define TURN_NS ((uint64_t)10000000000) /* a turn never waits; under sanitizers it is slow */
 
 static char dir[] = "/tmp/brim-api-XXXXXX", path[64], token_path[64];
 static struct fakesnap fake = { .vms = 8 };
@@ -72,7 +72,7 @@ static void begin(void)
 	fclose(f);
 	ops = (struct api_ops){ .snapshot = snapshot, .command = command };
 	cfg = (struct api_config){ .unix_path = path, .tcp_any_port = true, .token_file = token_path,
-				   .connections_max = CONNECTIONS, .idle_s = 5, .request_s = 5 };
+				   .connections_max = CONNECTIONS, .idle_s = 5, .request_s = 15 };
 }
 
 static void end(void)
