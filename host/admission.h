@@ -28,7 +28,7 @@ struct admission_vm {
 	uint64_t memory_bytes;
 	uint64_t reservation_bytes; /* at most memory_bytes */
 	uint64_t swap_bytes;        /* size of its swap file; 0: none */
-	uint64_t overhead_bytes;    /* measured; 0: not running yet, estimated */
+	uint64_t overhead_bytes;    /* of its process alone, measured; 0: not running yet */
 	unsigned cpus;
 };
 
@@ -42,7 +42,7 @@ struct admission {
 
 /* Guest memory that a swap file of that size can hold whole, when no page of it packs. */
 uint64_t admission_swap_covers(uint64_t swap_bytes);
-/* Host memory a VM's process takes beside guest RAM and pool, before it can be measured. */
+/* Host memory a VM takes beside guest RAM, packed or not, at most. */
 uint64_t admission_overhead(const struct admission_vm *vm);
 uint64_t admission_promise(const struct admission_vm *vm);
 
