@@ -147,12 +147,13 @@ struct config_args {
 	uint64_t host_memory_bytes; /* 0: this host's */
 };
 
-extern const char *const config_verbs[];
+extern const char *const config_verbs[], *const policy_verbs[];
 
 struct policy_args {
 	const char *trace, *plot;
 	struct text_list policies, set;
 	uint64_t explain_s; /* 0: not asked for */
+	uint64_t for_s;     /* 0: until it is interrupted */
 	bool json;
 };
 
@@ -347,6 +348,9 @@ int cmd_hint(const struct invocation *in);
 int cmd_config(const struct invocation *in);
 int cmd_doctor(const struct invocation *in);
 int cmd_policy(const struct invocation *in);
+/* cmd_policy_live.c: the running brimd's. */
+int policy_explain_now(struct err *e);
+int policy_record(const char *file, uint64_t seconds, struct err *e);
 int cmd_completion(const struct invocation *in);
 int cmd_help(const struct invocation *in);
 

@@ -1,5 +1,5 @@
 /*
- * `brim policy simulate`: what several rules would make of a trace, side by side.
+ * `brim policy`; of its verbs, `simulate`: what several rules would make of a trace, side by side.
  * One thread; no state.
  */
 #include "cli/cli.h"
@@ -266,16 +266,13 @@ static int simulate(const struct policy_args *a, const struct policy_config *c, 
 	return rc;
 }
 
-int cmd_policy(const struct invocation *in)
+const char *const policy_verbs[] = { "simulate", "explain", "record", NULL };
+
+static int cmd_simulate(const struct policy_args *a)
 {
-	const struct policy_args *a = in->args;
 	struct policy_config c;
 	struct err e;
 
-	if (strcmp(in->pos.items[0], "simulate") != 0) {
-		err_set(&e, -EINVAL, "there is no 'brim policy %s', only simulate", in->pos.items[0]);
-		return cli_wrong(&e);
-	}
 	if (!a->trace) {
 		err_set(&e, -EINVAL, "--trace FILE is missing");
 		return cli_wrong(&e);
@@ -283,4 +280,21 @@ int cmd_policy(const struct invocation *in)
 	if (check_names(a, &e) || config_of(a, &c, &e))
 		return cli_wrong(&e);
 	return simulate(a, &c, &e) ? cli_fail(&e) : CLI_OK;
+}
+
+int cmd_policy(const struct invocation *in)
+{
+	const struct policy_args *a = in->args;
+	const char *verb = in->pos.items[0];
+	struct err e;
+
+	if (strcmp(verb, "simulate") == 0)
+		return cmd_simulate(a);
+	if (strcmp(verb, "explain") == 0)
+		return policy_explain_now(&e) ? cli_fail(&e) : CLI_OK;
+	if (!a->trace) {
+		err_set(&e, -EINVAL, "--trace FILE is missing: where to write");
+		return cli_wrong(&e);
+	}
+	return policy_record(a->trace, a->for_s, &e) ? cli_fail(&e) : CLI_OK;
 }

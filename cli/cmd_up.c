@@ -38,15 +38,13 @@ static int explain_end(const char *base, struct err *e)
 	return err_set(e, -ECHILD, "brimd ended at once%s%s", *last ? ": " : "; its log is empty", last);
 }
 
-static int start_brimd(const char *base, struct ctl **out, struct err *e)
+static int start_brimd(const char *base, const char *file, struct ctl **out, struct err *e)
 {
 	uint64_t until = now_ns() + START_MS * (uint64_t)1000000;
-	sigset_t none;
 	pid_t pid;
 	int rc;
 
-	sigemptyset(&none);
-	rc = brimd_spawn(base, &none, &pid, e);
+	rc = brimd_spawn(base, file, &pid, e);
 	if (rc)
 		return rc;
 	do {
@@ -61,14 +59,24 @@ static int start_brimd(const char *base, struct ctl **out, struct err *e)
 	return rc;
 }
 
-static int open_brimd(bool may_start, struct ctl **out, struct err *e)
+static int open_brimd(struct ctl **out, struct err *e)
 {
 	char base[RUN_PATH_MAX];
 	int rc = rundir_base(base, sizeof(base), e);
 
-	if (!rc)
-		rc = ctl_open_daemon(out, base, e);
-	return rc == -ENOENT && may_start ? start_brimd(base, out, e) : rc;
+	return rc ? rc : ctl_open_daemon(out, base, e);
+}
+
+/* Where none runs there is one afterwards. */
+static int have_brimd(const char *file, struct ctl **out, struct err *e)
+{
+	char base[RUN_PATH_MAX];
+	int rc = open_brimd(out, e);
+
+	if (rc != -ENOENT)
+		return rc;
+	rc = rundir_base(base, sizeof(base), e);
+	return rc ? rc : start_brimd(base, file, out, e);
 }
 
 static int ask(struct ctl *c, const char *cmd, json_t *args, json_t **result, struct err *e)
@@ -239,9 +247,10 @@ int cmd_up(const struct invocation *in)
 	struct ctl *c = NULL;
 	struct err e = { "" };
 	int rc = in->pos.count ? absolute_path(in->pos.items[0], file, &e) : 0;
+	bool is_all = in->pos.count && !a->vms.count; /* brimd starts all of what it is given */
 
 	if (!rc)
-		rc = open_brimd(true, &c, &e);
+		rc = have_brimd(is_all ? file : NULL, &c, &e);
 	if (!rc)
 		rc = send_ups(c, in->pos.count ? file : NULL, &a->vms, &e);
 	if (!rc && !a->no_wait)
@@ -272,7 +281,7 @@ int cmd_down(const struct invocation *in)
 	struct progress p = { .said = json_object() };
 	struct ctl *c = NULL;
 	struct err e = { "" };
-	int rc = open_brimd(false, &c, &e);
+	int rc = open_brimd(&c, &e);
 
 	if (!rc)
 		rc = send_down(c, in, &e);
@@ -296,7 +305,7 @@ int cmd_reload(const struct invocation *in)
 	int rc = in->pos.count ? absolute_path(in->pos.items[0], file, &e) : 0;
 
 	if (!rc)
-		rc = open_brimd(false, &c, &e);
+		rc = open_brimd(&c, &e);
 	if (!rc)
 		rc = ask(c, "reload", in->pos.count ? json_pack("{s:s}", "file", file) : NULL, &result,
 			 &e);

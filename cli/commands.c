@@ -238,7 +238,9 @@ static const struct opt run_opts[] = {
 
 static const struct opt policy_opts[] = {
 	{ .name = "trace", .letter = 't', .type = OPT_TEXT, .arg = "FILE", .comp = COMP_FILE, POLICY_AT(trace),
-	  .help = "what happened, or is to happen" },
+	  .help = "simulate: what happened, or is to happen; record: where to write" },
+	{ .name = "for", .type = OPT_SECONDS, .arg = "TIME", POLICY_AT(for_s),
+	  .help = "record: how long; default: until Ctrl-C" },
 	{ .name = "policy", .letter = 'p', .type = OPT_LIST, .arg = "NAME", POLICY_AT(policies),
 	  .help = "`brim`, `ladder` (fixed steps, as other daemons have) or `static`; may be given several "
 		  "times, default: all" },
@@ -252,6 +254,8 @@ static const struct opt policy_opts[] = {
 };
 
 EXAMPLES(policy_examples,
+	 { "brim policy explain", "why does web1 have so little?" },
+	 { "brim policy record --trace day.jsonl --for 24h", "for later" },
 	 { "brim policy simulate --trace examples/traces/all-waking.jsonl", "compare the policies" },
 	 { "brim policy simulate -t liar.jsonl -p brim --explain 90s", "and what brim's thought then" },
 	 { "brim policy simulate -t diurnal.jsonl --set idle_tax=50% --plot day.svg",
@@ -577,11 +581,13 @@ const struct cmd commands[] = {
 			  { "1", "something must be fixed first" },
 			  { "2", "the command line is wrong" },
 			  { NULL, NULL } } })) },
-	{ .name = "policy", .group = GROUP_HOST, .synopsis = "simulate --trace FILE [OPTION]...",
-	  .summary = "try the memory policy, and others, on a trace", .run = cmd_policy,
+	{ .name = "policy", .group = GROUP_HOST, .synopsis = "explain|record|simulate [OPTION]...",
+	  .summary = "why VMs have the memory they have, and what other rules would do", .run = cmd_policy,
 	  .args_bytes = sizeof(struct policy_args), OPTS(policy_opts), .min_pos = 1, .max_pos = 1,
-	  .man_section = 1, .sections = SECTIONS(&policy_examples, &status_section),
-	  .text = "Plays what VMs wanted over time, from a trace, to the policy that shares the host's memory out "
+	  .verbs = policy_verbs, .man_section = 1, .sections = SECTIONS(&policy_examples, &status_section),
+	  .text = "`explain` prints what the running brimd sees of its host and VMs, and why each VM has what it "
+		  "has. `record` writes what it sees once a second, as a trace.\n\n"
+		  "`simulate` plays what VMs wanted over time, from a trace, to the policy that shares the host's memory out "
 		  "among VMs, and to simpler ones: what they make of it is a table, and with --plot a picture. "
 		  "The VMs are a small model: which policy does better and where one fails can be learned from it, "
 		  "not what real guests would measure. Traces are lines of JSON; docs/policy.md says how they "

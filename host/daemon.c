@@ -52,9 +52,10 @@ static int config_wrong(const char *file, const struct host_config_errors *error
 		       errors->count - 1 + errors->unsaid);
 }
 
-static int load(struct daemon *d, const char *file, struct host_config **out, struct err *e)
+int daemon_load(const char *file, uint64_t physical_bytes, struct host_config **out,
+		struct err *e)
 {
-	const struct host_config_env env = { .physical_bytes = d->physical_bytes };
+	const struct host_config_env env = { .physical_bytes = physical_bytes };
 	struct host_config_errors errors = { 0 };
 	int rc = host_config_load(file, &env, out, &errors);
 
@@ -74,6 +75,7 @@ static void use(struct daemon *d, struct host_config *cfg)
 	};
 
 	d->config = cfg;
+	log_init("brimd", STDERR_FILENO, (enum log_level)cfg->host.log_level);
 	keeper_configure(d->keeper, cfg, &host);
 	steward_configure(d->steward, cfg);
 	host_config_destroy(&old);
@@ -136,7 +138,7 @@ static int take_file(struct daemon *d, const char *file, json_t **changes, struc
 		*changes = json_array();
 		return 0;
 	}
-	rc = load(d, file, &cfg, e);
+	rc = daemon_load(file, d->physical_bytes, &cfg, e);
 	if (rc)
 		return rc;
 	*changes = changes_json(d->config, cfg);
@@ -210,6 +212,25 @@ static int cmd_explain(struct daemon *d, const json_t *args, json_t **result, st
 	return *result ? 0 : err_sys(e, -ENOMEM, "explain");
 }
 
+static int cmd_views(struct daemon *d, const json_t *args, json_t **result, struct err *e)
+{
+	char *text = NULL;
+	size_t len = 0;
+	FILE *f;
+
+	(void)args;
+	if (!steward_plan(d->steward))
+		return err_set(e, -EAGAIN, "there are no views yet: try again in a second");
+	f = open_memstream(&text, &len);
+	if (!f)
+		return err_sys(e, -ENOMEM, "views");
+	(void)policy_trace_write(f, steward_views(d->steward));
+	fclose(f);
+	*result = json_pack("{s:s}", "line", text);
+	free(text);
+	return *result ? 0 : err_sys(e, -ENOMEM, "views");
+}
+
 static int cmd_quit(struct daemon *d, const json_t *args, json_t **result, struct err *e)
 {
 	(void)args;
@@ -228,7 +249,7 @@ static int on_command(void *ctx, const char *cmd, const json_t *args, json_t **r
 	} table[] = {
 		{ "up", cmd_up }, { "down", cmd_down }, { "reload", cmd_reload },
 		{ "status", cmd_status }, { "explain", cmd_explain },
-		{ "quit", cmd_quit },
+		{ "views", cmd_views }, { "quit", cmd_quit },
 	};
 
 	for (size_t i = 0; i < ARRAY_LEN(table); i++)
@@ -324,14 +345,9 @@ static int make_parts(struct daemon *d, const struct daemon_config *cfg, struct 
 	return rc ? rc : make_http(d, &cfg->api, e);
 }
 
-static int come_up(struct daemon *d, const char *file, struct err *e)
+int daemon_up(struct daemon *d, struct host_config *config, struct err *e)
 {
-	struct host_config *cfg = NULL;
-	int rc = load(d, file, &cfg, e);
-
-	if (rc)
-		return rc;
-	use(d, cfg);
+	use(d, config);
 	return keeper_up(d->keeper, NULL, e);
 }
 
@@ -345,8 +361,6 @@ int daemon_create(struct daemon **out, const struct daemon_config *cfg, struct e
 	d->poller.epoll_fd = -1;
 	d->physical_bytes = cfg->physical_bytes ? cfg->physical_bytes : physical_bytes();
 	rc = make_parts(d, cfg, e);
-	if (!rc && cfg->file)
-		rc = come_up(d, cfg->file, e);
 	if (rc)
 		daemon_destroy(&d);
 	else

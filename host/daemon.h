@@ -20,12 +20,16 @@ struct daemon;
 struct daemon_config {
 	const char *run_dir;
 	const char *control;    /* path of its control socket */
-	const char *file;       /* configuration to come up with; NULL: none yet */
 	uint64_t physical_bytes; /* 0: this host's */
 	struct api_config api;   /* without any socket: no HTTP */
 };
 
 int daemon_create(struct daemon **out, const struct daemon_config *cfg, struct err *e);
+/* Reads a configuration file as `up` does; the sentence is of the first error. */
+int daemon_load(const char *file, uint64_t physical_bytes, struct host_config **out,
+		struct err *e);
+/* Comes up with that configuration, which is the daemon's from then on. */
+int daemon_up(struct daemon *d, struct host_config *config, struct err *e);
 /* VMs run on. */
 void daemon_destroy(struct daemon **d);
 /* Readable when there is something to do. */

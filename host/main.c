@@ -397,16 +397,41 @@ static void prepare(void)
 	}
 }
 
+/* What the command line says counts, then the configuration. */
+static int take_settings(struct args *a, const struct host_config *c, struct err *e)
+{
+	const struct host_host *h = &c->host;
+
+	if (!a->cfg.store_bytes)
+		a->cfg.store_bytes = h->store_bytes;
+	if (!a->cfg.index_pages)
+		a->cfg.index_pages = h->index_bytes >> PAGE_SHIFT;
+	if (!a->cfg.recall_after_ns)
+		a->cfg.recall_after_ns = h->recall_after_ms * (SECOND_NS / 1000);
+	if (!a->api.token_file)
+		a->api.token_file = h->api_token_file;
+	return h->api_listen && !a->api.tcp_port ? parse_http(h->api_listen, a, e) : 0;
+}
+
 static int create(struct parts *parts, struct args *a, const struct place *p, struct err *e)
 {
-	struct daemon_config dc = { .run_dir = a->run_dir, .control = p->control,
-				    .file = a->config, .api = a->api };
-	int rc;
+	struct daemon_config dc = { .run_dir = a->run_dir, .control = p->control };
+	struct host_config *config = NULL;
+	int rc = a->config ? daemon_load(a->config, 0, &config, e) : 0;
 
-	dc.api.unix_path = p->api;
+	if (!rc && config)
+		rc = take_settings(a, config, e);
 	a->cfg.state_dir = p->groups;
-	rc = share_host_create(&parts->share, &a->cfg, e);
-	return rc ? rc : daemon_create(&parts->daemon, &dc, e);
+	if (!rc)
+		rc = share_host_create(&parts->share, &a->cfg, e);
+	dc.api = a->api;
+	dc.api.unix_path = p->api;
+	if (!rc)
+		rc = daemon_create(&parts->daemon, &dc, e);
+	if (!rc && config)
+		return daemon_up(parts->daemon, config, e);
+	host_config_destroy(&config);
+	return rc;
 }
 
 int main(int argc, char **argv)

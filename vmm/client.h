@@ -113,9 +113,10 @@ struct vmm_child {
 /* Starts brim-vmm ($BRIM_VMM, beside this program, PATH) with that description and signal
  * mask.  Does not wait: the line on ready_fd says what came of it, exec's failure included. */
 int vmm_spawn(const json_t *config, const sigset_t *signals, struct vmm_child *out, struct err *e);
-/* Starts brimd ($BRIM_BRIMD, beside this program, PATH) for that run directory, in a session of
- * its own, its output into its log there.  Does not wait: *pid is a child of the caller's. */
-int brimd_spawn(const char *base, const sigset_t *signals, pid_t *pid, struct err *e);
+/* Starts brimd ($BRIM_BRIMD, beside this program, PATH) for that run directory, with that
+ * configuration (NULL: none), in a session of its own, its output into its log there.  Does
+ * not wait: *pid is a child of the caller's. */
+int brimd_spawn(const char *base, const char *config, pid_t *pid, struct err *e);
 
 /* ---- sockets -------------------------------------------------------------- */
 

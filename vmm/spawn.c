@@ -145,14 +145,18 @@ out:
 
 /* ---- brimd --------------------------------------------------------------------- */
 
-static _Noreturn void be_brimd(const char *path, const char *base, int log)
+static _Noreturn void be_brimd(const char *path, const char *base, const char *config, int log)
 {
 	int null = open("/dev/null", O_RDWR);
+	sigset_t none;
 
+	sigemptyset(&none);
+	sigprocmask(SIG_SETMASK, &none, NULL);
 	setsid();
 	if (null >= 0 && dup2(null, STDIN_FILENO) >= 0 && dup2(log, STDOUT_FILENO) >= 0 &&
 	    dup2(log, STDERR_FILENO) >= 0 && close_range(STDERR_FILENO + 1, ~0u, 0) == 0)
-		execlp(path, "brimd", "--run-dir", base, (char *)NULL);
+		execlp(path, "brimd", "--run-dir", base, config ? "--config" : (char *)NULL, config,
+		       (char *)NULL);
 	dprintf(STDERR_FILENO, "cannot start %s: %s\n", path, strerror(errno));
 	_exit(127);
 }
@@ -172,7 +176,7 @@ static int open_log(const char *base, struct err *e)
 	return fd < 0 ? err_sys(e, -errno, "%s", path) : fd;
 }
 
-int brimd_spawn(const char *base, const sigset_t *signals, pid_t *pid, struct err *e)
+int brimd_spawn(const char *base, const char *config, pid_t *pid, struct err *e)
 {
 	char path[PATH_MAX];
 	int log = open_log(base, e);
@@ -183,10 +187,8 @@ int brimd_spawn(const char *base, const sigset_t *signals, pid_t *pid, struct er
 	find_program("brimd", "BRIM_BRIMD", path);
 	fflush(NULL);
 	child = fork();
-	if (child == 0) {
-		sigprocmask(SIG_SETMASK, signals, NULL);
-		be_brimd(path, base, log);
-	}
+	if (child == 0)
+		be_brimd(path, base, config, log);
 	close(log);
 	if (child < 0)
 		return err_sys(e, -errno, "cannot start %s", path);

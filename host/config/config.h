@@ -73,11 +73,8 @@ struct host_host {
 	const char *name;
 	uint64_t memory_bytes;   /* physical memory that brim may use, for all it does */
 	uint64_t reserve_bytes;  /* physical memory that is never brim's */
-	uint64_t scan_cpu_ppm;   /* of one CPU: looking for equal pages, all VMs together */
-	uint64_t pack_cpu_ppm;   /* of one CPU: packing and refining, all VMs together */
 	uint64_t start_parallel; /* VMs that boot at a time */
 	uint64_t start_gap_ms;   /* between two that are started */
-	bool cgroups;            /* each VM in one of its own, where that can be made */
 	unsigned log_level;      /* of enum log_level */
 	uint64_t store_bytes, index_bytes; /* 0: the host's memory; see struct share_host_config */
 	uint64_t recall_after_ms;

@@ -9,7 +9,6 @@
 	.bytes = sizeof(((struct host_swap *)0)->member)
 #define MS_NS ((uint64_t)1000000)
 #define MINUTE_MS ((uint64_t)60000)
-#define PCT_PPM ((uint64_t)10000)
 
 static const char *const log_levels[] = {
 	[LOG_ERROR] = "error", [LOG_WARN] = "warning", [LOG_INFO] = "info", [LOG_DEBUG] = "debug", NULL,
@@ -32,22 +31,11 @@ const struct config_key keys_host[] = {
 	  .help = "directories for the swap files of VMs, and how large these may be together. A VM that "
 		  "names no file of its own gets NAME.swap in the first. What VMs are promised beyond the "
 		  "host's memory must find room there: it is reserved when a VM starts" },
-	{ .name = "scan_cpu", .type = KEY_PCT, AT(scan_cpu_ppm), .unit = 1, .max = 6400 * PCT_PPM,
-	  .def = "50%", .apply = HOST_APPLY_LIVE,
-	  .help = "the most that looking for equal pages may take, all VMs together; 100% is one CPU" },
-	{ .name = "pack_cpu", .type = KEY_PCT, AT(pack_cpu_ppm), .unit = 1, .max = 6400 * PCT_PPM,
-	  .def = "100%", .apply = HOST_APPLY_LIVE,
-	  .help = "the most that packing pages may take while memory is not short, all VMs together; 100% "
-		  "is one CPU" },
 	{ .name = "start_parallel", .type = KEY_UINT, AT(start_parallel), .min = 1, .max = HOST_VMS_MAX,
 	  .def = "4", .apply = HOST_APPLY_LIVE, .help = "how many VMs may boot at a time" },
 	{ .name = "start_gap", .type = KEY_TIME, AT(start_gap_ms), .unit = MS_NS, .max = 10 * MINUTE_MS,
 	  .def = "200ms", .apply = HOST_APPLY_LIVE,
 	  .help = "how long to wait between the start of one VM and of the next" },
-	{ .name = "cgroups", .type = KEY_BOOL, AT(cgroups), .def = "on",
-	  .apply = HOST_APPLY_RESTART_BRIMD,
-	  .help = "each VM in a control group of its own, where brimd may make one: for accounting, and "
-		  "as a second net" },
 	{ .name = "log_level", .type = KEY_CHOICE, AT(log_level), .choices = log_levels, .def = "info",
 	  .apply = HOST_APPLY_LIVE, .help = "how much brimd writes into its log" },
 	{ .name = "sharing.store_size", .type = KEY_SIZE, AT(store_bytes), .percent = PERCENT_PHYSICAL,

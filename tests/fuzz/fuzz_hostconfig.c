@@ -23,7 +23,7 @@ static const char *const pieces[] = {
 	"swap: {", "path: ", "size: ", "encrypt: ", "balloon: {", "floor: ", "reporting: ", "stats_interval: ",
 	"pool: {", "cap: ", "delta: ", "share_group: ", "share_cpu: ", "share_pace: ", "autostart: ", "after: ", "after: [a, b]",
 	"restart: ", "restart_delay: ", "restart_tries: ", "stop_timeout: ", "swap: [{dir: /s, size: 1G}]",
-	"reserve: ", "scan_cpu: ", "sharing: {", "store_size: ", "api: {", "listen: ", "idle_tax: ", "clear_enter: ",
+	"reserve: ", "start_parallel: 3", "sharing: {", "store_size: ", "api: {", "listen: ", "idle_tax: ", "clear_enter: ",
 	"clear_leave: ", "balloon_from: ", "period: ", "refault: ", "1G", "2M", "64M", "4G", "50%", "100%", "0",
 	"1", "1.5", "-1", "5s", "250ms", "1h", "on", "off", "none", "auto", "never", "soft", "~", "${name}", "${n}",
 	"${V}", "${U}", "${U:-x}", "$${", "9223372036854775807", "99999999999999999999G", "\\u0001", "\\x7f",

@@ -351,8 +351,8 @@ Test(hostconfig_compare, each_change_says_what_it_takes)
 	one_change(TOP A ", " B "]", NULL, HOST_APPLY_REMOVE_VM);
 	one_change(TOP "{name: d}, " A ", " B ", " C "]", NULL, HOST_APPLY_ADD_VM);
 	one_change("policy: {idle_tax: 50%}\n" BEFORE, "idle_tax", HOST_APPLY_LIVE);
-	one_change("host: {name: h, reserve: 1G, cgroups: off}\ndefaults: {kernel: /k}\nvms: [" A ", " B ", "
-		   C "]", "cgroups", HOST_APPLY_RESTART_BRIMD);
+	one_change("host: {name: h, reserve: 1G, sharing: {store_size: 1G}}\ndefaults: {kernel: /k}\nvms: [" A ", " B ", "
+		   C "]", "sharing.store_size", HOST_APPLY_RESTART_BRIMD);
 	/* nothing follows from where a VM is in the list */
 	one_change("host: {name: g, reserve: 1G}\ndefaults: {kernel: /k}\nvms: [" C ", " B ", " A "]", "name",
 		   HOST_APPLY_LIVE);
