@@ -126,11 +126,10 @@ static void say_once(struct progress *p, const char *name, const char *text)
 	fprintf(stderr, "brim: VM %s: %s\n", name, text);
 }
 
+/* The daemon's own word on it; what the policy thinks changes every second. */
 static const char *why(const json_t *vm)
 {
-	const char *text = json_string_value(json_array_get(json_object_get(vm, "reasons"), 0));
-
-	return text ? text : "";
+	return json_text(vm, "why");
 }
 
 static bool is_one_of(const struct invocation *in, const char *name)

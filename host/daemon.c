@@ -329,7 +329,7 @@ static int make_parts(struct daemon *d, const struct daemon_config *cfg, struct 
 	const struct keeper_config kc = {
 		.run_dir = cfg->run_dir, .host = { .physical_bytes = d->physical_bytes },
 	};
-	const struct steward_config sc = { .usable_bytes = d->physical_bytes };
+	const struct steward_config sc = { .usable_bytes = d->physical_bytes, .share = cfg->share };
 	int rc = poller_init(&d->poller, e);
 
 	if (!rc)

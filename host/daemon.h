@@ -22,6 +22,7 @@ struct daemon_config {
 	const char *control;    /* path of its control socket */
 	uint64_t physical_bytes; /* 0: this host's */
 	struct api_config api;   /* without any socket: no HTTP */
+	const struct share_host *share; /* the other part, which outlives this one */
 };
 
 int daemon_create(struct daemon **out, const struct daemon_config *cfg, struct err *e);

@@ -484,8 +484,8 @@ static void on_told(void *ctx, int rc, const json_t *result, const char *error)
 	struct guest *g = ctx;
 
 	(void)result;
-	if (rc)
-		say(g, "cannot be told to stop: %s", error);
+	if (rc == -EREMOTEIO) /* else it has gone, or does not listen: press() sees to that */
+		say(g, "does not stop: %s", error);
 }
 
 static void stop(struct guest *g)

@@ -424,6 +424,7 @@ static int create(struct parts *parts, struct args *a, const struct place *p, st
 	a->cfg.state_dir = p->groups;
 	if (!rc)
 		rc = share_host_create(&parts->share, &a->cfg, e);
+	dc.share = parts->share;
 	dc.api = a->api;
 	dc.api.unix_path = p->api;
 	if (!rc)

@@ -89,6 +89,7 @@ static json_t *vm_json(struct guest *g, const struct steward *s)
 	json_object_set_new(o, "name", json_string(g->paths.name));
 	json_object_set_new(o, "state", json_string(v && v->run != POLICY_RUNNING ? "paused" :
 						    guest_state_name(g->state)));
+	json_object_set_new(o, "why", json_string(g->why));
 	put(o, "pid", (uint64_t)g->pid);
 	put(o, "memory_bytes", g->pid ? g->memory_bytes : g->vm ? g->vm->memory_bytes : 0);
 	json_object_set_new(o, "configured", json_boolean(g->vm));

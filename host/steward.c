@@ -216,6 +216,18 @@ static void tell_state(const struct steward *s, enum policy_state was)
 	log_info("%s", policy_host_text(&s->plan, text, sizeof(text)));
 }
 
+/* What is nobody's RAM: shared pages, and what finding them takes. */
+static void add_shared(struct steward *s)
+{
+	struct share_host_stats shared;
+
+	if (!s->cfg.share)
+		return;
+	share_host_stats(s->cfg.share, &shared);
+	s->host.store_bytes = shared.resident_bytes;
+	s->host.overhead_bytes = shared.index_bytes;
+}
+
 static void step(struct steward *s, uint64_t now)
 {
 	const struct views_host from = { s->cfg.proc, s->cfg.usable_bytes, s->cfg.reserve_bytes };
@@ -226,6 +238,7 @@ static void step(struct steward *s, uint64_t now)
 		log_guest("the host's memory cannot be told; no policy for now");
 		return;
 	}
+	add_shared(s);
 	look(s);
 	s->plan.vms = s->plans;
 	VERIFY(policy_step(&s->policy, &s->all, s->memory, &s->plan) == 0);

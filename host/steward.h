@@ -19,6 +19,7 @@
 #ifndef BRIM_HOST_STEWARD_H
 #define BRIM_HOST_STEWARD_H
 
+#include "host/host.h"
 #include "host/keep.h"
 #include "mm/policy/policy.h"
 #include "stats/shm.h"
@@ -28,6 +29,7 @@ struct steward;
 struct steward_config {
 	uint64_t usable_bytes, reserve_bytes; /* until there is a configuration */
 	const char *proc; /* NULL: /proc; tests have their own */
+	const struct share_host *share; /* whose stores and tables count, too; NULL: none */
 };
 
 int steward_create(struct steward **out, struct keeper *k, const struct steward_config *cfg,

@@ -82,7 +82,7 @@ static json_t *vm_json(const struct fakesnap *f, unsigned i)
 
 	fakesnap_name(f, i, name);
 	j = json_pack(
-		"{s:s,s:s,s:i,s:I,s:I,s:I,s:i,s:s,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:f,s:i,s:f,s:o}",
+		"{s:s,s:s,s:i,s:I,s:I,s:I,s:i,s:s,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:f,s:i,s:f,s:s,s:o}",
 		"name", name, "state", i == 0 && f->state ? f->state : "running", "pid", 1000 + (int)i,
 		"memory_bytes", (json_int_t)VM_BYTES, "reservation_bytes", (json_int_t)(2 * GiB),
 		"limit_bytes", i == 0 ? f->limit_bytes : (json_int_t)0, "shares", 1000 + 500 * (int)(i % 3),
@@ -92,7 +92,8 @@ static json_t *vm_json(const struct fakesnap *f, unsigned i)
 		"packed_bytes", p.packed, "pool_bytes", p.packed / 3, "disk_bytes", p.disk,
 		"ballooned_bytes", p.ballooned, "untouched_bytes", p.untouched, "refaults_per_s",
 		b > 0.6 ? 900 * (b - 0.6) : 0.0, "fault_p99_us", 12 + (int)(60 * b), "stall_pct",
-		b > 0.8 ? 0.3 * (b - 0.8) : 0.0, "reasons", reasons(f, i));
+		b > 0.8 ? 0.3 * (b - 0.8) : 0.0, "why", "",
+		"reasons", reasons(f, i));
 	json_object_set_new(j, "held_bytes", json_integer(p.resident + p.staged + p.packed / 3));
 	json_object_set_new(j, "overhead_bytes", json_integer((json_int_t)(40 * MiB)));
 	json_object_set_new(j, "balloon_target_bytes", json_integer(p.ballooned));
