@@ -155,7 +155,7 @@ unit: $(BINS) $(UNIT)
 check: unit check-cli check-api check-vm
 
 FAKEVMM := $(BUILD)/tests/fakevmm
-$(BUILD)/tests/test_keep: | $(FAKEVMM)
+$(BUILD)/tests/test_keep $(BUILD)/tests/test_steward: | $(FAKEVMM)
 $(FAKEVMM): $(call obj,tests/cli/fakevmm.c) $(VMMLIB) $(LIB)
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(LDFLAGS_BRIM) $(LDFLAGS) -o $@ $^ $(LIBS_VMM) $(LIBS_LIB)
