@@ -247,8 +247,9 @@ static void ended(struct keeper *k, struct guest *g, bool failed)
 	close_fds(k, g);
 	if (failed)
 		log_warn("VM %s: %s", g->paths.name, g->why);
-	/* what it left, if it was killed; -EBUSY: somebody has started it anew */
-	if (rundir_clean(&g->paths, &e) && failed)
+	/* What it left, if it was killed; -EBUSY: somebody has started it anew.  Of VMs that are not
+	 * ours, their users may want to see it. */
+	if (g->vm && rundir_clean(&g->paths, &e) && failed)
 		log_warn("%s", e.msg);
 	if (is_to_restart(g, failed) && (!failed || g->tries < g->vm->restart_tries))
 		try_again(g);

@@ -257,5 +257,7 @@ Test(keep, vm_of_nobody_is_seen_and_left_alone)
 	close(c.ready_fd);
 	for (uint64_t end_ns = now_ns() + PATIENCE_NS; keeper_find(k, "stranger"); turn())
 		cr_assert_lt(now_ns(), end_ns);
+	cr_assert_eq(access(p.log, F_OK), 0, "its log is its user's to look at");
+	cr_assert_eq(rundir_clean(&p, &e), 0);
 	end();
 }
