@@ -51,7 +51,7 @@ static void do_mmio(uint64_t addr, const struct access *a, bool write)
 	pci_mmio(bus, addr, write, v, 1 + a->width % 8);
 }
 
-static void raise(const struct access *a)
+static void raise_line(const struct access *a)
 {
 	struct virtio_dev *dev = &devs[a->where % DEVICES]->dev;
 
@@ -82,7 +82,7 @@ static void do_one(const struct access *a)
 		do_mmio(ecam_read(slot, PCI_BASE_ADDRESS_1) + a->where / 4 % 0x1010, a, write);
 		break;
 	default:
-		raise(a);
+		raise_line(a);
 		fakeguest_drain(&g, 4);
 	}
 }
