@@ -297,6 +297,8 @@ int attach(const struct attach *a);
 int vm_resolve(const char *name, struct vm_paths *p, struct err *e);
 /* Resolves and connects. */
 int vm_open(const char *name, struct vm_paths *p, struct ctl **c, struct err *e);
+/* Connects to the brimd of this run directory.  -ENOENT: none runs. */
+int brimd_open(struct ctl **c, struct err *e);
 /* One request to the VM called `name`.  *result may be NULL. */
 int vm_ask(const char *name, const char *cmd, json_t *args, json_t **result, struct err *e);
 /* Waits until nobody holds the VM's lock. */

@@ -14,21 +14,13 @@
 
 #define RECORD_MS 1000
 
-static int open_brimd(struct ctl **c, struct err *e)
-{
-	char base[RUN_PATH_MAX];
-	int rc = rundir_base(base, sizeof(base), e);
-
-	return rc ? rc : ctl_open_daemon(c, base, e);
-}
-
 /* ---- explain ------------------------------------------------------------------------- */
 
 int policy_explain_now(struct err *e)
 {
 	json_t *result = NULL;
 	struct ctl *c = NULL;
-	int rc = open_brimd(&c, e);
+	int rc = brimd_open(&c, e);
 
 	if (!rc)
 		rc = ctl_call(c, "explain", NULL, CTL_TIMEOUT_MS, &result, e);
@@ -76,7 +68,7 @@ int policy_record(const char *file, uint64_t seconds, struct err *e)
 
 	if (rc)
 		return rc;
-	rc = open_brimd(&c, e);
+	rc = brimd_open(&c, e);
 	if (!rc && !(out = fopen(file, "we")))
 		rc = err_sys(e, -errno, "%s", file);
 	if (!rc)

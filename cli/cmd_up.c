@@ -59,19 +59,11 @@ static int start_brimd(const char *base, const char *file, struct ctl **out, str
 	return rc;
 }
 
-static int open_brimd(struct ctl **out, struct err *e)
-{
-	char base[RUN_PATH_MAX];
-	int rc = rundir_base(base, sizeof(base), e);
-
-	return rc ? rc : ctl_open_daemon(out, base, e);
-}
-
 /* Where none runs there is one afterwards. */
 static int have_brimd(const char *file, struct ctl **out, struct err *e)
 {
 	char base[RUN_PATH_MAX];
-	int rc = open_brimd(out, e);
+	int rc = brimd_open(out, e);
 
 	if (rc != -ENOENT)
 		return rc;
@@ -280,7 +272,7 @@ int cmd_down(const struct invocation *in)
 	struct progress p = { .said = json_object() };
 	struct ctl *c = NULL;
 	struct err e = { "" };
-	int rc = open_brimd(&c, &e);
+	int rc = brimd_open(&c, &e);
 
 	if (!rc)
 		rc = send_down(c, in, &e);
@@ -304,7 +296,7 @@ int cmd_reload(const struct invocation *in)
 	int rc = in->pos.count ? absolute_path(in->pos.items[0], file, &e) : 0;
 
 	if (!rc)
-		rc = open_brimd(&c, &e);
+		rc = brimd_open(&c, &e);
 	if (!rc)
 		rc = ask(c, "reload", in->pos.count ? json_pack("{s:s}", "file", file) : NULL, &result,
 			 &e);

@@ -71,6 +71,14 @@ int vm_resolve(const char *name, struct vm_paths *p, struct err *e)
 	return rc ? rc : vm_paths_init(p, base, name, e);
 }
 
+int brimd_open(struct ctl **c, struct err *e)
+{
+	char base[RUN_PATH_MAX];
+	int rc = rundir_base(base, sizeof(base), e);
+
+	return rc ? rc : ctl_open_daemon(c, base, e);
+}
+
 int vm_open(const char *name, struct vm_paths *p, struct ctl **c, struct err *e)
 {
 	int rc = vm_resolve(name, p, e);
