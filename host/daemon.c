@@ -12,7 +12,7 @@
 #include <unistd.h>
 
 #include "host/ctl.h"
-#include "host/http.h"
+#include "host/web.h"
 #include "host/snapshot.h"
 
 #define BUSY_MS 100u

@@ -9,6 +9,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -323,9 +324,28 @@ static int watch_process(struct keeper *k, struct guest *g)
 {
 	struct polled *p = &g->watch->fd[WATCH_END].polled;
 
+	int rc;
+
 	p->fn = on_process_end;
 	p->fd = (int)syscall(SYS_pidfd_open, g->pid, 0);
-	return p->fd < 0 ? -errno : poller_add(k->poller, p, EPOLLIN);
+	if (p->fd < 0)
+		return -errno;
+	rc = poller_add(k->poller, p, EPOLLIN);
+	if (rc)
+		poller_close(k->poller, p);
+	return rc;
+}
+
+/* By the pidfd: the number of a process that has ended may be another's by now.  That of a child
+ * is not, until it is waited for. */
+static void send_signal(const struct guest *g, int signal)
+{
+	int fd = g->watch->fd[WATCH_END].polled.fd;
+
+	if (fd >= 0)
+		(void)syscall(SYS_pidfd_send_signal, fd, signal, NULL, 0);
+	else if (g->is_child)
+		kill(g->pid, signal);
 }
 
 /* ---- its start ---------------------------------------------------------------------------- */
@@ -334,7 +354,7 @@ static int watch_process(struct keeper *k, struct guest *g)
 static void not_started(struct guest *g)
 {
 	g->is_given_up = true;
-	kill(g->pid, SIGKILL);
+	send_signal(g, SIGKILL);
 }
 
 static void answered(struct keeper *k, struct guest *g)
@@ -493,7 +513,7 @@ static void stop(struct guest *g)
 {
 	set_state(g, GUEST_STOPPING);
 	if (!g->link || link_call(g->link, "stop", NULL, on_told, g))
-		kill(g->pid, SIGTERM); /* which is the power button, too */
+		send_signal(g, SIGTERM); /* which is the power button, too */
 }
 
 static uint64_t stop_time_ns(const struct guest *g)
@@ -512,7 +532,7 @@ static void press(const struct keeper *k, struct guest *g, uint64_t now)
 	uint64_t took = now - g->since_ns;
 
 	if (took > stop_time_ns(g) + grace_ns(k))
-		kill(g->pid, SIGKILL);
+		send_signal(g, SIGKILL);
 	else if (took > stop_time_ns(g) && g->link)
 		(void)link_call(g->link, "kill", NULL, on_told, g);
 }
@@ -588,10 +608,19 @@ static uint64_t number_of(const json_t *o, const char *key)
 	return v > 0 ? (uint64_t)v : 0;
 }
 
+/* The VM's user may have put anything there. */
+static bool is_small_file(int fd)
+{
+	struct stat st;
+
+	return fstat(fd, &st) == 0 && S_ISREG(st.st_mode) && st.st_size <= (off_t)MiB;
+}
+
 /* What it was started with. */
 static void read_description(struct guest *g)
 {
-	json_t *o = json_load_file(g->paths.config, 0, NULL);
+	int fd = open(g->paths.config, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
+	json_t *o = fd < 0 || !is_small_file(fd) ? NULL : json_loadfd(fd, 0, NULL);
 	const json_t *swap = json_object_get(o, "swap");
 
 	g->memory_bytes = number_of(o, "memory_bytes");
@@ -599,6 +628,20 @@ static void read_description(struct guest *g)
 	if (json_is_object(swap) && !g->swap_bytes)
 		g->swap_bytes = swap_default_bytes(g->memory_bytes);
 	json_decref(o);
+	if (fd >= 0)
+		close(fd);
+}
+
+/* The number comes from a file of the VM's user.  The process must be that user's; asked after
+ * it is watched, it cannot become another's. */
+static bool is_its_users(const struct guest *g)
+{
+	struct stat process, dir;
+	char path[32];
+
+	snprintf(path, sizeof(path), "/proc/%d", (int)g->pid);
+	return stat(path, &process) == 0 && lstat(g->paths.dir, &dir) == 0 &&
+	       process.st_uid == dir.st_uid;
 }
 
 static void adopt(struct keeper *k, struct guest *g, pid_t pid)
@@ -608,7 +651,8 @@ static void adopt(struct keeper *k, struct guest *g, pid_t pid)
 	g->run_id = ++k->runs;
 	g->is_child = false;
 	g->is_adopted = true;
-	if (watch_process(k, g)) { /* it has just ended */
+	if (watch_process(k, g) || !is_its_users(g)) { /* it has just ended, or never was it */
+		close_fds(k, g);
 		g->pid = 0;
 		return;
 	}
@@ -703,7 +747,7 @@ static void keep_link(struct keeper *k, struct guest *g, uint64_t now)
 	if (g->link && !link_is_up(g->link))
 		link_close(&g->link);
 	if (!g->link && (g->state == GUEST_RUNNING || g->state == GUEST_STOPPING))
-		(void)link_open(&g->link, k->poller, g->paths.control); /* else the next time */
+		(void)link_open(&g->link, k->poller, g->paths.control, g->pid); /* else the next time */
 }
 
 static void tick(struct keeper *k, struct guest *g, uint64_t now)

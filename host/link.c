@@ -201,7 +201,15 @@ int link_call(struct link *l, const char *cmd, json_t *args, link_reply_fn *repl
 
 /* ---- its life ------------------------------------------------------------------------ */
 
-int link_open(struct link **out, struct poller *p, const char *path)
+static bool is_of(int fd, pid_t pid)
+{
+	struct ucred u;
+	socklen_t len = sizeof(u);
+
+	return getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &u, &len) == 0 && u.pid == pid;
+}
+
+int link_open(struct link **out, struct poller *p, const char *path, pid_t pid)
 {
 	struct sockaddr_un sa = { .sun_family = AF_UNIX };
 	struct link *l = calloc(1, sizeof(*l));
@@ -218,6 +226,8 @@ int link_open(struct link **out, struct poller *p, const char *path)
 	l->watch.fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
 	if (l->watch.fd < 0 || connect(l->watch.fd, (const struct sockaddr *)&sa, sizeof(sa)) < 0)
 		rc = -errno;
+	if (!rc && !is_of(l->watch.fd, pid))
+		rc = -EPERM;
 	if (!rc)
 		rc = poller_add(p, &l->watch, EPOLLIN);
 	if (rc) {

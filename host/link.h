@@ -14,6 +14,7 @@
 #define BRIM_HOST_LINK_H
 
 #include <jansson.h>
+#include <sys/types.h>
 
 #include "host/poll.h"
 
@@ -26,8 +27,10 @@ struct link;
  * a link that went down.  May close nothing but others' links. */
 typedef void link_reply_fn(void *ctx, int rc, const json_t *result, const char *error);
 
-/* Connects to that socket.  -EAGAIN: its queue is full, ask again; or another -errno. */
-int link_open(struct link **out, struct poller *p, const char *path);
+/* Connects to that socket, where the process `pid` must be listening: a VM's directory is its
+ * user's, who could put another VM's socket there.  -EAGAIN: its queue is full, ask again;
+ * -EPERM: it is another process's; or another -errno. */
+int link_open(struct link **out, struct poller *p, const char *path, pid_t pid);
 /* Answers what is open with -ECANCELED. */
 void link_close(struct link **l);
 

@@ -158,15 +158,17 @@ static void on_answer(void *ctx, int rc, const json_t *result, const char *error
 		log_guest("VM %s: %s", q->ward->g->paths.name, error);
 }
 
-static void ask(struct ward *w, enum ask what, const char *cmd, json_t *args)
+/* False: not now. */
+static bool ask(struct ward *w, enum ask what, const char *cmd, json_t *args)
 {
 	struct question *q = &w->question[what];
 
 	if (q->is_open || !w->g->link || !link_is_up(w->g->link)) {
 		json_decref(args);
-		return;
+		return false;
 	}
 	q->is_open = link_call(w->g->link, cmd, args, on_answer, q) == 0;
+	return q->is_open;
 }
 
 static json_t *bytes_arg(const char *key, uint64_t bytes)
@@ -180,22 +182,27 @@ static uint64_t limit_to_ask(uint64_t limit_bytes)
 	return limit_bytes && limit_bytes < VM_LIMIT_MIN_BYTES ? VM_LIMIT_MIN_BYTES : limit_bytes;
 }
 
+/* What its user has paused is not ours to resume: so it is ours only once it was asked for, and
+ * no more when it is seen to run again. */
+static void stop_or_resume(struct ward *w, const struct policy_vm_view *v,
+			   const struct policy_vm_plan *p)
+{
+	if (v->run == POLICY_RUNNING && !w->question[ASK_RUN].is_open)
+		w->g->is_stopped_by_us = p->stop && ask(w, ASK_RUN, "pause", NULL);
+	else if (v->run == POLICY_STOPPED && !p->stop)
+		(void)ask(w, ASK_RUN, "resume", NULL);
+}
+
 static void carry_out(struct ward *w, const struct policy_vm_view *v,
 		      const struct policy_vm_plan *p)
 {
 	uint64_t limit = limit_to_ask(p->limit_bytes);
 
 	if (limit != v->limit_now_bytes)
-		ask(w, ASK_LIMIT, "limit", bytes_arg("limit_bytes", limit));
+		(void)ask(w, ASK_LIMIT, "limit", bytes_arg("limit_bytes", limit));
 	if (v->can_balloon && p->balloon_bytes != v->balloon_target_bytes)
-		ask(w, ASK_BALLOON, "balloon", bytes_arg("target_bytes", p->balloon_bytes));
-	if (p->stop && v->run == POLICY_RUNNING) {
-		w->g->is_stopped_by_us = true;
-		ask(w, ASK_RUN, "pause", NULL);
-	} else if (!p->stop && v->run == POLICY_STOPPED) {
-		w->g->is_stopped_by_us = false;
-		ask(w, ASK_RUN, "resume", NULL);
-	}
+		(void)ask(w, ASK_BALLOON, "balloon", bytes_arg("target_bytes", p->balloon_bytes));
+	stop_or_resume(w, v, p);
 }
 
 static void carry_all_out(struct steward *s)

@@ -1,7 +1,7 @@
 /*
  * Commands that come over HTTP, and VMs' answers to them.
  */
-#include "host/http.h"
+#include "host/web.h"
 
 #include <errno.h>
 #include <fcntl.h>

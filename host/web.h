@@ -1,11 +1,11 @@
 /*
- * host/http.h: the HTTP interface (host/api/) over this daemon: what is served is its snapshot,
+ * host/web.h: the HTTP interface (host/api/) over this daemon: what is served is its snapshot,
  * and commands go where those of its control socket go, or to the VM they name.
  *
  * Thread: the daemon's.
  */
-#ifndef BRIM_HOST_HTTP_H
-#define BRIM_HOST_HTTP_H
+#ifndef BRIM_HOST_WEB_H
+#define BRIM_HOST_WEB_H
 
 #include "host/api/api.h"
 #include "host/ctl.h"

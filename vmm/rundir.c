@@ -161,7 +161,7 @@ int rundir_probe(const struct vm_paths *p, enum vm_presence *presence, pid_t *pi
 	pid_t holder = 0;
 	int fd;
 
-	fd = open(p->lock, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+	fd = open(p->lock, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK); /* a FIFO, even */
 	if (fd < 0) {
 		if (errno != ENOENT)
 			return err_sys(e, -errno, "VM %s: cannot look at %s", p->name, p->lock);

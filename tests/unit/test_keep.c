@@ -261,3 +261,47 @@ Test(keep, vm_of_nobody_is_seen_and_left_alone)
 	cr_assert_eq(rundir_clean(&p, &e), 0);
 	end();
 }
+
+/* ---- what a VM's user may put into its directory -------------------------------------------------------- */
+
+Test(keep, socket_of_another_process_is_not_spoken_to)
+{
+	struct link *l = NULL;
+	struct err e;
+
+	begin("", "  - {name: a, memory: 64M}\n  - {name: b, memory: 64M}\n");
+	cr_assert_eq(keeper_up(k, NULL, &e), 0);
+	until("a", GUEST_RUNNING);
+	until("b", GUEST_RUNNING);
+	cr_assert_eq(link_open(&l, &poller, vm("a")->paths.control, vm("b")->pid), -EPERM);
+	cr_assert_null(l);
+	cr_assert_eq(link_open(&l, &poller, vm("a")->paths.control, vm("a")->pid), 0);
+	link_close(&l);
+	end();
+}
+
+/* A lock that is held, and names a process that is not its user's. */
+Test(keep, process_of_another_user_is_not_adopted)
+{
+	struct vm_paths p;
+	struct err e;
+	int lock;
+
+	if (geteuid() != 0)
+		cr_skip_test("to make another's directory takes root");
+	begin("", "  - {name: a, memory: 64M}\n");
+	cr_assert_eq(vm_paths_init(&p, dir, "evil", &e), 0);
+	cr_assert_eq(rundir_claim(&p, &lock, &e), 0, "%s", e.msg);
+	cr_assert_eq(mkfifo(p.config, 0600), 0);
+	cr_assert_eq(chown(p.dir, 12345, 12345), 0);
+	cr_assert_eq(keeper_adopt(k, &e), 0);
+	cr_assert(!keeper_find(k, "evil") || vm("evil")->pid == 0);
+	cr_assert_eq(chown(p.dir, 0, 0), 0);
+	cr_assert_eq(keeper_adopt(k, &e), 0);
+	cr_assert_eq(vm("evil")->pid, getpid(), "as its own user's it is");
+	end_keeper();
+	unlink(p.config);
+	rundir_release(&p, &lock);
+	host_config_destroy(&config);
+	cr_assert_eq(rmdir(dir), 0);
+}
